@@ -1,0 +1,1 @@
+"""Our own instruments: a mock upstream, a load generator, and readings of /proc."""

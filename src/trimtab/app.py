@@ -1,0 +1,242 @@
+"""The composition root: the only file that names concrete classes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from trimtab import config as configuration
+from trimtab.config import Config, registry
+from trimtab.dispatch import Dispatcher
+from trimtab.errors import ConfigError
+from trimtab.levers import exact_cache
+from trimtab.pipeline import Pipeline
+from trimtab.ports import Engine, Lever
+from trimtab.prices import ModelOverride, PriceOverride, Prices
+from trimtab.protocols import CODECS
+from trimtab.stores.journal import FileJournal
+from trimtab.stores.lmdb import LmdbStore
+from trimtab.stores.memory import MemoryStore
+from trimtab.types import Usage
+from trimtab.wire.asgi import App
+from trimtab.wire.gateway import Gateway, Shared
+from trimtab.wire.intake import Ids
+from trimtab.wire.metrics import Metrics
+
+_log = logging.getLogger("trimtab")
+
+Ports = Mapping[str, int]
+"""Engines that run as processes of ours, by name, with the loopback port that each listens on."""
+
+
+class SystemClock:
+    """The machine's own time."""
+
+    wall = staticmethod(time.time)
+    mono = staticmethod(time.perf_counter)
+
+
+def prices_of(config: Config) -> Prices:
+    """Prices with the configuration's overrides."""
+    by_name = {name: PriceOverride(**_fields(price)) for name, price in config.prices.items()}
+    by_model = {
+        name: ModelOverride(model.engine, model.name or name, PriceOverride(**_fields(model.price)))
+        for name, model in config.models.items()
+        if model.price is not None
+    }
+    return Prices(by_name, by_model)
+
+
+def _fields(struct: Any) -> dict[str, Any]:
+    return {name: getattr(struct, name) for name in struct.__struct_fields__}
+
+
+def build_gateway(config: Config, shared: Shared, ports: Ports, env: Mapping[str, str]) -> Gateway:
+    """A gateway for this configuration inside the running event loop."""
+    engines = _engines(config, ports, env)
+    levers: list[Lever] = [
+        exact_cache.build(
+            lambda route: config.lever_settings("exact_cache", route),
+            shared.store,
+            shared.clock,
+            lambda dialect, finish, fields: CODECS[dialect].finish_is_whole(finish, fields),
+            lambda name: _identity(config, name),
+        )
+    ]
+    prices = prices_of(config)
+    dispatcher = Dispatcher(engines, shared.journal, shared.clock, max_response_bytes=config.server.max_response_bytes)
+    pipeline = Pipeline(dispatcher, shared.journal, shared.clock, shared.metrics.settled, _quick_cost(prices, shared))
+    gateway = Gateway(config, shared, engines, sorted(levers, key=lambda lever: lever.slot), pipeline)
+    gateway.sweeper = asyncio.create_task(dispatcher.deadlines.sweep())
+    known = [(engines[m.engine].provider, m.name or name) for name, m in config.models.items()]
+    threading.Thread(target=prices.warm, args=(known,), daemon=True, name="prices").start()
+    return gateway
+
+
+def _quick_cost(prices: Prices, shared: Shared) -> Callable[[str, str, str, Usage, float], int | None]:
+    asked: set[tuple[str, str]] = set()
+
+    def cost(engine: str, provider: str, model: str, usage: Usage, machine_s: float) -> int | None:
+        money = prices.quick(provider, model, usage, shared.clock.wall(), engine=engine, machine_s=machine_s)
+        if money is None and (provider, model) not in asked and len(asked) < 1000:
+            asked.add((provider, model))  # the look-up takes a moment: this answer goes without, the next ones have it
+            threading.Thread(target=prices.warm, args=([(provider, model)],), daemon=True, name="prices").start()
+        return None if money is None else money.nusd
+
+    return cost
+
+
+def _engines(config: Config, ports: Ports, env: Mapping[str, str]) -> dict[str, Engine]:
+    engines: dict[str, Engine] = {}
+    for name, engine in config.engines.items():
+        module = registry.find("engines", engine.kind)
+        if name in ports:
+            engines[name] = module.build(name, engine.settings, ports[name])
+        else:
+            secret = env.get(getattr(engine.settings, "api_key_env", "") or "\0", "").strip()
+            engines[name] = module.build(name, engine.settings, secret)
+    return engines
+
+
+def _identity(config: Config, engine: str) -> str:
+    """What is behind an engine's name, for cache keys."""
+    settings = config.engines[engine].settings
+    return getattr(settings, "base_url", "") or getattr(settings, "model", "")
+
+
+class Worker:
+    """One serving process: opens what it owns after the fork, serves until told to stop, reloads in place."""
+
+    def __init__(self, config: Config, load: Callable[[], Config], name: str, ports: Ports) -> None:
+        self._load = load
+        self._ports = ports
+        self._name = name
+        self._tasks: set[asyncio.Task[Any]] = set()
+        clock = SystemClock()
+        data_dir = Path(config.server.data_dir)
+        run = data_dir / "run"
+        run.mkdir(parents=True, exist_ok=True)
+        cache = config.lever_settings("exact_cache", configuration.DEFAULT_ROUTE)
+        front = MemoryStore(cache.max_entries, cache.max_memory_bytes, clock)
+        self._shared = Shared(
+            clock,
+            Ids(),
+            Metrics(run, name),
+            FileJournal(data_dir / "journal", name),
+            LmdbStore(data_dir / "cache", cache.max_bytes, clock, front),
+            data_dir,
+        )
+        self._config = config
+
+    async def serve(self, sock: socket.socket, ready: Callable[[], None]) -> None:
+        """Serve on an open listening socket until SIGTERM; SIGHUP reloads."""
+        import uvicorn
+
+        app = App(build_gateway(self._config, self._shared, self._ports, os.environ))
+        server = uvicorn.Server(
+            uvicorn.Config(
+                app,
+                http="httptools",
+                loop="uvloop",
+                interface="asgi3",
+                lifespan="off",
+                ws="none",
+                log_config=None,
+                access_log=False,
+                proxy_headers=False,
+                server_header=False,
+                date_header=False,
+                timeout_keep_alive=75,
+                timeout_graceful_shutdown=max(1, round(self._config.server.shutdown_grace_s)),
+            )
+        )
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGHUP, lambda: self._spawn(self._reload(app)))
+        self._spawn(self._housekeeping())
+        loop.call_later(0, self._when_started, server, ready)
+        try:
+            await server.serve(sockets=[sock])
+        finally:
+            self._shared.metrics.save()
+            self._shared.store.close()
+            self._shared.journal.close()
+
+    def _when_started(self, server: Any, ready: Callable[[], None]) -> None:
+        if server.started:
+            ready()
+        else:
+            asyncio.get_running_loop().call_later(0.005, self._when_started, server, ready)
+
+    async def _housekeeping(self) -> None:
+        while True:
+            await asyncio.sleep(1.0)
+            self._shared.journal.flush()
+            self._shared.metrics.save()
+
+    async def _reload(self, app: App) -> None:
+        """Swap in a new gateway; requests in flight finish with the old one."""
+        try:
+            config = await asyncio.to_thread(self._load)
+        except ConfigError as exc:
+            _log.error("the new configuration has mistakes; the old one stays:\n%s", exc)
+            return
+        for key in configuration.restart_needed(self._config, config):
+            _log.warning("%s changed: that takes a restart", key)
+        old, app.gateway = app.gateway, build_gateway(config, self._shared, self._ports, os.environ)
+        self._config = config
+        _log.info("%s: configuration reloaded", self._name)
+        self._spawn(old.close())
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def run_worker(
+    config: Config, load: Callable[[], Config], name: str, ports: Ports, sock: socket.socket, ready: Callable[[], None]
+) -> None:
+    """Serve in this process until it is told to stop. `load` reads the configuration anew, for a reload."""
+    import uvloop
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        # uvicorn stops on them, then raises them anew for the handler that was there before: it must not end us early.
+        signal.signal(number, lambda *_: None)
+    _quiet_uvicorn()
+    worker = Worker(config, load, name, ports)
+    uvloop.run(worker.serve(sock, ready))
+
+
+def _quiet_uvicorn() -> None:
+    """Of uvicorn's log only its errors, without its complaint when we break off a stream on purpose."""
+
+    class Filter(logging.Filter):
+        def filter(self, record: logging.LogRecord) -> bool:
+            return "without completing response" not in str(record.msg)
+
+    log = logging.getLogger("uvicorn.error")
+    log.setLevel(logging.WARNING)
+    log.addFilter(Filter())
+
+
+def run_ingester(config: Config, stop: threading.Event, ready: Callable[[], None]) -> None:
+    """Move rows from the journals into the ledger's database until `stop`."""
+    from trimtab.stores.ingest import Ingester
+
+    ingester = Ingester(Path(config.server.data_dir), prices_of(config))
+    ready()
+    ingester.run(stop)
+
+
+def run_engine(config: Config, name: str, port: int, ready: Callable[[], None]) -> None:
+    """Serve an engine of ours on a loopback port until it is told to stop."""
+    engine = config.engines[name]
+    registry.find("engines", engine.kind).run(engine.settings, port, ready)

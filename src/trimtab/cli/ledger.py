@@ -1,0 +1,317 @@
+"""`trimtab ledger`: what every request cost, and why. Reading never disturbs a running gateway."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from itertools import chain, islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+import msgspec
+
+from trimtab.errors import BadRequest, ConfigError
+
+if TYPE_CHECKING:
+    from trimtab.config import Config
+    from trimtab.stores.ledger_db import Reader
+
+_FOLLOW_S = 0.5
+_FOLLOW_ROWS = 1000
+_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+_PARQUET_ROWS = 10_000
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+def _common(command: _Command) -> _Command:
+    """The options that every command of the group has."""
+    for option in (
+        click.option("--json", "as_json", is_flag=True, help="Print JSON, one object per line."),
+        click.option(
+            "--config", "config_path", type=click.Path(path_type=Path, exists=True), help="The gateway's trimtab.toml."
+        ),
+        click.option(
+            "--data-dir",
+            type=click.Path(path_type=Path, file_okay=False),
+            help="The gateway's data folder [default: $TRIMTAB_DATA_DIR, or as configured].",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def _moment(_: click.Context, param: click.Parameter, value: str | None) -> float | None:
+    """Unix time of an age (90s, 30m, 24h, 7d) or of an ISO date or date-time, UTC unless it names an offset."""
+    if value is None:
+        return None
+    if match := re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw])", value):
+        return time.time() - float(match[1]) * _UNITS_S[match[2]]
+    try:
+        moment = datetime.fromisoformat(value)
+    except ValueError as error:
+        raise click.BadParameter(
+            f"{value!r} is neither an age like 24h or 7d nor a date like 2026-11-21", param=param
+        ) from error
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+
+
+@click.group()
+def ledger() -> None:
+    """What every request cost: by tenant, route, model, workflow, version or day."""
+
+
+@ledger.command()
+@click.option("-n", "count", type=click.IntRange(1, 10_000), default=20, show_default=True, help="How many requests.")
+@click.option("--follow", "-f", is_flag=True, help="Go on as requests come, until Ctrl-C.")
+@_common
+def tail(count: int, follow: bool, data_dir: Path | None, config_path: Path | None, as_json: bool) -> None:
+    """The latest requests."""
+    from trimtab.cli import ledger_view
+
+    place = _Place(data_dir, config_path)
+    with place.reader() as reader:
+        rows = reader.tail(count)
+    if not rows and not follow:
+        _say_empty(place, as_json)
+        return
+    if as_json:
+        _print_lines(rows)
+    else:
+        ledger_view.print_tail(rows)
+    after = rows[-1]["seq"] if rows else 0
+    try:
+        while follow:
+            time.sleep(_FOLLOW_S)
+            with place.reader() as reader:
+                rows = reader.tail(_FOLLOW_ROWS, after=after)
+            if rows:
+                after = rows[-1]["seq"]
+                _print_lines(rows) if as_json else ledger_view.print_tail(rows, head=False)
+    except KeyboardInterrupt:
+        return
+
+
+@ledger.command()
+@click.option("--by", default="model", show_default=True, help="Groups, separated by commas: tenant,route,day,...")
+@click.option(
+    "--since", metavar="AGE|DATE", callback=_moment, help="From then on: 24h, 7d, 2026-11-21, 2026-11-21T09:00."
+)
+@click.option("--until", metavar="AGE|DATE", callback=_moment, help="Before then.")
+@click.option("--tenant", help="Only this tenant.")
+@click.option("--route", help="Only this route.")
+@click.option("--model", help="Only this model, as clients name it.")
+@click.option("--workflow", help="Only this workflow.")
+@click.option("--session", help="Only this session: the cost of a whole task.")
+@_common
+def summary(
+    *,
+    by: str,
+    since: float | None,
+    until: float | None,
+    data_dir: Path | None,
+    config_path: Path | None,
+    as_json: bool,
+    **filters: str | None,
+) -> None:
+    """Totals of requests, tokens and money, the dearest group first."""
+    from trimtab.cli import ledger_view
+
+    groups = [name.strip().replace("-", "_") for name in by.split(",") if name.strip()]
+    where = {name: value for name, value in filters.items() if value is not None}
+    place = _Place(data_dir, config_path)
+    with place.reader() as reader:
+        try:
+            rows = reader.summary(groups, since=since, until=until, where=where)
+            totals = reader.summary((), since=since, until=until, where=where)
+        except BadRequest as error:
+            raise click.BadParameter(error.message, param_hint="--by") from error
+    if not rows:
+        _say_empty(place, as_json, filtered=bool(where or since or until))
+    elif as_json:
+        _print_lines(rows)
+    else:
+        ledger_view.print_summary(groups, rows, totals[0])
+
+
+@ledger.command()
+@click.argument("request_id", metavar="ID")
+@_common
+def show(request_id: str, data_dir: Path | None, config_path: Path | None, as_json: bool) -> None:
+    """All about one request: stages, attempts, decisions, tokens, money. The beginning of its ID will do."""
+    from trimtab.cli import ledger_view
+
+    place = _Place(data_dir, config_path)
+    with place.reader() as reader:
+        row = reader.show(request_id)
+        flying = reader.in_flight(request_id) if row is None else []
+    if row is None:
+        if flying:
+            raise click.ClickException(
+                f"request {request_id} is still in flight: {len(flying)} upstream calls were begun"
+            )
+        raise click.ClickException(
+            f"no single request begins with {request_id!r} in {place.database}; `trimtab ledger tail` lists the latest"
+        )
+    if as_json:
+        _print_lines([row])
+    else:
+        ledger_view.print_request(row)
+
+
+@ledger.command()
+@click.option("--format", "kind", type=click.Choice(["csv", "parquet", "jsonl"]), default="csv", show_default=True)
+@click.option("--output", "-o", type=click.Path(path_type=Path, dir_okay=False, allow_dash=True), default=Path("-"))
+@click.option("--attempts", is_flag=True, help="One line per upstream call in place of one per request.")
+@click.option("--since", metavar="AGE|DATE", callback=_moment, help="From then on: 24h, 7d, 2026-11-21.")
+@click.option("--until", metavar="AGE|DATE", callback=_moment, help="Before then.")
+@_common
+def export(
+    *,
+    kind: str,
+    output: Path,
+    attempts: bool,
+    data_dir: Path | None,
+    config_path: Path | None,
+    as_json: bool,
+    **period: float | None,
+) -> None:
+    """Every row, to a file or (csv, jsonl) to standard output. Money is in nano-USD, times are unix seconds."""
+    kind = "jsonl" if as_json else kind
+    place = _Place(data_dir, config_path)
+    with place.reader() as reader:
+        rows = reader.export(attempts=attempts, **period)
+        if kind == "parquet":
+            count = _write_parquet(rows, output)
+        elif str(output) == "-":
+            count = _write_text(rows, sys.stdout, kind)
+        else:
+            with output.open("w", encoding="utf-8", newline="") as file:
+                count = _write_text(rows, file, kind)
+    click.echo(f"{count:,} {'attempts' if attempts else 'requests'} exported", err=True)
+
+
+class _Place:
+    """Where the ledger is, and its pending rows brought in when no gateway does that."""
+
+    def __init__(self, data_dir: Path | None, config_path: Path | None) -> None:
+        self._config_path = config_path
+        self.waiting = False  # rows are there that could not be brought in; a note said so
+        self._config: Config | None = None
+        if data_dir is None and (named := os.environ.get("TRIMTAB_DATA_DIR")):
+            data_dir = Path(named).expanduser()
+        if data_dir is None:
+            try:
+                self._config = self._load()
+            except ConfigError as error:
+                raise click.ClickException(f"{error}\n(or say where the data is: --data-dir)") from error
+            data_dir = Path(self._config.server.data_dir)
+        self.data_dir = data_dir
+
+    @property
+    def database(self) -> Path:
+        """The SQLite file."""
+        from trimtab.stores.ledger_db import FILE_NAME
+
+        return self.data_dir / FILE_NAME
+
+    def reader(self) -> Reader:
+        """Open for reading, after ingesting what is pending."""
+        from trimtab.stores.ledger_db import Reader
+
+        self._ingest()
+        try:
+            return Reader(self.database)
+        except BadRequest as error:
+            raise click.ClickException(error.message) from error
+
+    def _ingest(self) -> None:
+        from trimtab.prices import Prices
+        from trimtab.stores.ingest import JOURNAL_FOLDER, Ingester
+
+        journal = self.data_dir / JOURNAL_FOLDER
+        if not journal.is_dir() or not any(journal.glob("*.jsonl")):
+            return
+        import sqlite3
+
+        try:
+            self._config = self._config or self._load()
+            ingester = Ingester(self.data_dir, Prices.of_tables(self._config.prices, self._config.models))
+            ingester.run_once()
+            ingester.close()
+        except (sqlite3.Error, OSError, ConfigError) as error:
+            if not self.waiting:
+                self.waiting = True
+                click.echo(f"note: the newest rows wait in {journal} and are not shown: {error}", err=True)
+
+    def _load(self) -> Config:
+        from trimtab import config
+
+        return config.load(self._config_path, os.environ)
+
+
+def _say_empty(place: _Place, as_json: bool, filtered: bool = False) -> None:
+    if as_json or place.waiting:
+        return
+    if filtered:
+        click.echo("No request matches. Without filters: trimtab ledger summary")
+    else:
+        click.echo(
+            f"The ledger in {place.data_dir} is empty. Start `trimtab serve`, send a request, and look again.\n"
+            "If the gateway keeps its data elsewhere, name that folder with --data-dir."
+        )
+
+
+def _print_lines(rows: list[dict[str, Any]]) -> None:
+    for row in rows:
+        click.echo(msgspec.json.encode(row))
+
+
+def _write_text(rows: Iterator[dict[str, Any]], file: Any, kind: str) -> int:
+    import csv
+
+    count = 0
+    writer = None
+    for row in rows:
+        if kind == "jsonl":
+            file.write(msgspec.json.encode(row).decode() + "\n")
+        else:
+            if writer is None:
+                writer = csv.DictWriter(file, row.keys(), lineterminator="\n")
+                writer.writeheader()
+            writer.writerow(row)
+        count += 1
+    return count
+
+
+def _write_parquet(rows: Iterator[dict[str, Any]], output: Path) -> int:
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise click.ClickException("Parquet needs pyarrow: pip install 'trimtab[parquet]'") from error
+    if str(output) == "-":
+        raise click.UsageError("Parquet cannot go to standard output; name a file with --output")
+    first = next(rows, None)
+    if first is None:
+        raise click.ClickException("nothing to export: the ledger has no such rows")
+    schema = pa.schema([(name, _arrow_type(pa, name)) for name in first])
+    rows = chain([first], rows)
+    count = 0
+    with pq.ParquetWriter(output, schema) as writer:
+        while batch := list(islice(rows, _PARQUET_ROWS)):
+            writer.write_table(pa.Table.from_pylist(batch, schema))
+            count += len(batch)
+    return count
+
+
+def _arrow_type(pa: Any, name: str) -> Any:
+    """By the ledger's own naming, so that a column of NULLs keeps its type."""
+    if name.endswith(("_tokens", "_nusd", "_bytes")) or name in ("n", "status", "stream", "chunks", "attempts"):
+        return pa.int64()
+    return pa.float64() if name == "at" or name.endswith("_s") else pa.string()

@@ -1,0 +1,53 @@
+"""The configuration: one TOML file and the environment, checked as a whole, frozen.
+
+`load` answers with a `Config` or raises ConfigError with every mistake at once, each with its file, line, key and the
+way out. Reading goes straight: loading (find, parse) -> tables (each table alone, by decode) -> checks (the whole).
+"""
+
+from trimtab.config.checks import bind_problem, is_loopback
+from trimtab.config.keys import hash_key, new_key
+from trimtab.config.loading import check, load, locate, with_server
+from trimtab.config.problems import Problem
+from trimtab.config.registry import find, known
+from trimtab.config.render import effective, to_toml
+from trimtab.config.schema import (
+    DEFAULT_ROUTE,
+    Config,
+    EngineConfig,
+    KeyConfig,
+    ModelConfig,
+    PriceConfig,
+    RouteConfig,
+    Server,
+    own_processes,
+    restart_needed,
+)
+from trimtab.config.tables import NAME_RULE, is_name
+
+__all__ = [
+    "DEFAULT_ROUTE",
+    "NAME_RULE",
+    "Config",
+    "EngineConfig",
+    "KeyConfig",
+    "ModelConfig",
+    "PriceConfig",
+    "Problem",
+    "RouteConfig",
+    "Server",
+    "bind_problem",
+    "check",
+    "effective",
+    "find",
+    "hash_key",
+    "is_loopback",
+    "is_name",
+    "known",
+    "load",
+    "locate",
+    "new_key",
+    "own_processes",
+    "restart_needed",
+    "to_toml",
+    "with_server",
+]

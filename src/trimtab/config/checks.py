@@ -1,0 +1,205 @@
+"""What only the whole can tell: references between tables, secrets in the environment, files, addresses."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path as FilePath
+from typing import Any
+
+import msgspec
+
+from trimtab.config.problems import Path, Problems, choices, shown
+from trimtab.config.registry import find
+from trimtab.config.schema import Config, EngineConfig, KeyConfig
+
+_BASE_URL = re.compile(r"https?://(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::(?P<port>\d{1,5}))?(?P<path>/\S*)?")
+_VERSION_PART = re.compile(r"/v\d+[a-z0-9]*(/|$)")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_HOST_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?")
+_PEM_MARK = b"-----BEGIN CERTIFICATE-----"
+
+
+def check_whole(config: Config, document: dict[str, Any], env: Mapping[str, str], problems: Problems) -> None:
+    """Report every reference to nothing, cycle, unset secret, unreadable file and unsafe address.
+
+    `document` is the parsed file: names in it count as known even where their table is wrong.
+    """
+    engines = _names(document, "engines") | config.engines.keys()
+    models = _names(document, "models") | config.models.keys()
+    for name, model in config.models.items():
+        if model.engine not in engines:
+            message = f"unknown engine {shown(model.engine)}; {choices(model.engine, engines)}"
+            problems.add(("models", name, "engine"), message)
+        _check_fallback(("models", name, "fallback"), name, model.fallback, models, problems)
+    _check_cycles(config, problems)
+    for name, route in config.routes.items():
+        if route.model and route.model not in models:
+            problems.add(("routes", name, "model"), _unknown_model(route.model, models))
+        _check_fallback(("routes", name, "fallback"), route.model, route.fallback, models, problems)
+    for name, engine in config.engines.items():
+        _check_engine(name, engine, env, problems)
+    all_read = bool(engines) and config.engines.keys() == engines
+    if all_read and not models and not config.open_engines():
+        problems.add(("engines",), 'no model can be served; add a table [models.NAME] with engine = "..."')
+    if not _names(document, "keys"):
+        message = bind_problem(config.server.host, config.keys)
+    else:
+        message = _host_problem(config.server.host)
+    if message and ("server", "host") not in problems:
+        problems.add(("server", "host"), message)
+
+
+def bind_problem(host: str, keys: Mapping[str, KeyConfig]) -> str:
+    """Why the gateway may not listen there, or "": without API keys it serves this machine only."""
+    wrong = _host_problem(host)
+    if wrong or keys or is_loopback(host):
+        return wrong
+    return (
+        f"{shown(host)} can be reached from other machines and no [keys] are configured, so Trimtab refuses to bind "
+        'elsewhere than on this machine; add a key with `trimtab keys new --tenant NAME`, or use "127.0.0.1"'
+    )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach an address; names other than localhost count as reachable."""
+    if host == "localhost":
+        return True
+    from ipaddress import ip_address
+
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def resolve_files(settings: Any, folder: FilePath) -> Any:
+    """Engine settings with their file names made absolute, relative ones to the configuration's folder."""
+    changes = {}
+    for field in ("ca_file", "model"):
+        value = getattr(settings, field, "")
+        if isinstance(value, str) and value and (field == "ca_file" or value.endswith(".gguf")):
+            changes[field] = str(folder / FilePath(value).expanduser())
+    base_url = getattr(settings, "base_url", "")
+    if isinstance(base_url, str) and base_url.endswith("/"):
+        changes["base_url"] = base_url.rstrip("/")
+    return msgspec.structs.replace(settings, **changes) if changes else settings
+
+
+def _names(document: dict[str, Any], group: str) -> set[str]:
+    tables = document.get(group)
+    return set(tables) if isinstance(tables, dict) else set()
+
+
+def _unknown_model(name: str, models: Iterable[str]) -> str:
+    return f'unknown model {shown(name)}; {choices(name, models)} (or add [models."{name}"])'
+
+
+def _check_fallback(path: Path, own: str, fallback: tuple[str, ...], models: set[str], problems: Problems) -> None:
+    for n, name in enumerate(fallback):
+        if name not in models:
+            problems.add(path, _unknown_model(name, models))
+        elif name == own:
+            problems.add(path, f"{shown(name)} falls back to itself; take it out (`retries` tries a model again)")
+        elif name in fallback[:n]:
+            problems.add(path, f"{shown(name)} is there twice; keep the first")
+
+
+def _check_cycles(config: Config, problems: Problems) -> None:
+    """Reports each cycle of fallbacks once, at its first model in the file."""
+    done: set[str] = set()
+    for start in config.models:
+        trail: list[str] = []
+        _walk(start, trail, done, config, problems)
+
+
+def _walk(name: str, trail: list[str], done: set[str], config: Config, problems: Problems) -> None:
+    if name in trail:
+        cycle = [*trail[trail.index(name) :], name]
+        if len(cycle) > 2:  # to itself is reported by _check_fallback
+            message = f"fallbacks go in a circle: {' -> '.join(cycle)}; take one of them out"
+            problems.add(("models", name, "fallback"), message)
+        return
+    if name in done or name not in config.models:
+        return
+    done.add(name)
+    trail.append(name)
+    for following in config.models[name].fallback:
+        _walk(following, trail, done, config, problems)
+    trail.pop()
+
+
+def _host_problem(host: str) -> str:
+    if "://" in host or "/" in host:
+        return f"{shown(host)} is not a host; leave out http:// and any path, and put the port into server.port"
+    from ipaddress import ip_address
+
+    try:
+        ip_address(host)
+    except ValueError:
+        if not _HOST_NAME.fullmatch(host):
+            return f'{shown(host)} is not a host name or address; use "127.0.0.1" or "0.0.0.0"'
+    return ""
+
+
+def _check_engine(name: str, engine: EngineConfig, env: Mapping[str, str], problems: Problems) -> None:
+    """Checks by field name, so that third parties' engines have them too."""
+    settings = engine.settings
+    for field, check in (("base_url", _url_problem), ("ca_file", _ca_problem), ("model", _model_problem)):
+        value = getattr(settings, field, "")
+        path = ("engines", name, field)
+        if isinstance(value, str) and value and path not in problems:
+            message = check(value, engine.kind)
+            if message:
+                problems.add(path, message)
+    variable = getattr(settings, "api_key_env", "")
+    path = ("engines", name, "api_key_env")
+    if isinstance(variable, str) and variable and path not in problems:
+        message = _secret_problem(variable, env)
+        if message:
+            problems.add(path, message)
+
+
+def _secret_problem(variable: str, env: Mapping[str, str]) -> str:
+    if not _VARIABLE.fullmatch(variable):
+        # It may well be the secret itself, so it is not shown.
+        return 'must be the name of an environment variable, not a secret; such as api_key_env = "OPENAI_API_KEY"'
+    value = env.get(variable, "").strip()
+    if not value:
+        return f"the environment variable {variable} is not set; export {variable}=... where Trimtab starts"
+    if not (value.isascii() and value.isprintable()) or " " in value:
+        return f"the environment variable {variable} has blanks, line breaks or odd characters in it; set it again"
+    return ""
+
+
+def _url_problem(url: str, kind: str) -> str:
+    if re.match(r"https?://[^/?#]*@", url):
+        return "holds a user name or password; take it out and use api_key_env"
+    match = _BASE_URL.fullmatch(url)
+    if match is None or int(match["port"] or 0) > 65535:
+        return f'{shown(url)} is not a web address; write it like "https://api.example.com/v1"'
+    path = match["path"] or ""
+    if "?" in path or "#" in path:
+        return "must not have a query or a fragment; cut it off at the ? or #"
+    if path.rstrip("/").endswith(("/chat/completions", "/messages", "/completions", "/responses")):
+        return f"{shown(url)} is the address of one call; cut it off before the call's name"
+    if kind == "openai_http" and not _VERSION_PART.search(path):
+        return f'lacks /v1; write "{url.rstrip("/")}/v1"'
+    if kind == "anthropic_http" and path.rstrip("/").endswith("/v1"):
+        return f'must not end in /v1 (it is added); write "{url.rstrip("/").removesuffix("/v1")}"'
+    return ""
+
+
+def _ca_problem(file: str, _kind: str) -> str:
+    try:
+        content = FilePath(file).read_bytes()
+    except OSError as error:
+        return f"cannot read {file} ({error.strerror}); correct the path or its permissions"
+    return "" if _PEM_MARK in content else f"{file} holds no PEM certificate; it must have {_PEM_MARK.decode()!r} lines"
+
+
+def _model_problem(model: str, kind: str) -> str:
+    if model.endswith(".gguf"):
+        return "" if FilePath(model).is_file() else f"there is no file {model}; correct the path"
+    built_in = getattr(find("engines", kind), "BUILT_IN", model)
+    return "" if model == built_in else f'{shown(model)} is no model here; use "{built_in}" or the path of a .gguf file'

@@ -1,0 +1,174 @@
+"""What a configuration is, as frozen values: one Struct per table of `trimtab.toml`, bounds in their types.
+
+The bounds' `description` is what a problem report says the value must be. Settings that belong to one engine or one
+lever are the `Config` Struct of that module; they stay `Any` here, so that a new engine or lever changes no file here.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from trimtab.config.registry import find, shared_settings
+from trimtab.types import Timeouts
+
+DEFAULT_ROUTE = "default"
+DEFAULT_ENGINE = "local"
+DEFAULT_ENGINE_KIND = "llama_cpp"
+DEFAULT_PORT = 8088
+
+Port = Annotated[int, Meta(ge=0, le=65535, description="a TCP port from 1 to 65535 (0 takes any free one)")]
+Workers = Annotated[int, Meta(ge=1, le=256, description="a number of processes from 1 to 256")]
+BodyLimit = Annotated[int, Meta(ge=1024, le=1 << 32, description="a whole number of bytes from 1024 to 4294967296")]
+Grace = Annotated[float, Meta(ge=0, le=3600, description="a number of seconds from 0 to 3600")]
+Retries = Annotated[int, Meta(ge=0, le=10, description="a whole number from 0 to 10")]
+Backoff = Annotated[float, Meta(ge=0, le=60, description="a number of seconds from 0 to 60")]
+RetryAfter = Annotated[float, Meta(ge=0, le=3600, description="a number of seconds from 0 to 3600")]
+Usd = Annotated[float, Meta(ge=0, le=1_000_000, description="an amount of USD from 0 to 1000000")]
+Hash = Annotated[
+    str,
+    Meta(
+        pattern=r"^sha256:[0-9a-f]{64}$",
+        description="'sha256:' and 64 lower-case hex digits, as `trimtab keys new` prints it",
+    ),
+]
+LogFormat = Literal["text", "json"]
+
+
+class Server(msgspec.Struct, frozen=True):
+    """`[server]`: where the gateway listens and keeps its files. `data_dir` is absolute once loaded."""
+
+    host: str = "127.0.0.1"
+    port: Port = DEFAULT_PORT
+    workers: Workers = 1
+    data_dir: str = ""
+    max_request_bytes: BodyLimit = 25 << 20
+    max_response_bytes: BodyLimit = 32 << 20
+    shutdown_grace_s: Grace = 30.0
+    log: LogFormat = "text"
+
+
+class EngineConfig(msgspec.Struct, frozen=True):
+    """`[engines.NAME]`: an upstream; `settings` is the `Config` of the module `trimtab.engines.<kind>`."""
+
+    kind: str
+    settings: Any
+
+
+class PriceConfig(msgspec.Struct, frozen=True, omit_defaults=True):
+    """An override of a price: USD per million tokens by class, or USD per machine-hour of busy time; never both."""
+
+    input_per_mtok: Usd | None = None
+    output_per_mtok: Usd | None = None
+    cache_read_per_mtok: Usd | None = None
+    cache_write_5m_per_mtok: Usd | None = None
+    cache_write_1h_per_mtok: Usd | None = None
+    input_audio_per_mtok: Usd | None = None
+    output_audio_per_mtok: Usd | None = None
+    machine_hour: Usd | None = None
+
+
+class ModelConfig(msgspec.Struct, frozen=True):
+    """`[models.NAME]`: a name that clients may use. `name` is the engine's own name for it (NAME once loaded)."""
+
+    engine: str
+    name: str = ""
+    fallback: tuple[str, ...] = ()
+    price: PriceConfig | None = None
+
+
+class RouteConfig(msgspec.Struct, frozen=True):
+    """`[routes.NAME]`: how one use case is served.
+
+    `levers` holds, for each lever that the route overrides, its complete settings (the lever's own `Config`).
+    """
+
+    model: str = ""
+    fallback: tuple[str, ...] = ()
+    retries: Retries = 2
+    backoff_s: Backoff = 0.25
+    retry_after_max_s: RetryAfter = 20.0
+    timeouts: Timeouts = Timeouts()
+    levers: dict[str, Any] = {}
+
+
+class KeyConfig(msgspec.Struct, frozen=True):
+    """`[keys.NAME]`: an API key of Trimtab, as its hash; `routes` is an allow-list, empty for all."""
+
+    hash: Hash
+    tenant: str
+    routes: tuple[str, ...] = ()
+
+
+DEFAULT_ROUTE_CONFIG = RouteConfig()
+
+
+class Config(msgspec.Struct, frozen=True):
+    """A whole, checked configuration. `source` says where it came from; `levers` has every lever that is known."""
+
+    server: Server = Server()
+    engines: dict[str, EngineConfig] = {}
+    models: dict[str, ModelConfig] = {}
+    routes: dict[str, RouteConfig] = {}
+    levers: dict[str, Any] = {}
+    keys: dict[str, KeyConfig] = {}
+    prices: dict[str, PriceConfig] = {}
+    source: str = ""
+
+    def route(self, name: str) -> RouteConfig:
+        """The settings of a route; a name without a table of its own gets those of `default`, or plain defaults."""
+        routes = self.routes
+        return routes.get(name) or routes.get(DEFAULT_ROUTE) or DEFAULT_ROUTE_CONFIG
+
+    def lever_settings(self, lever: str, route: str) -> Any:
+        """The `Config` of a lever on a route: the route's override, else the lever's table, else its defaults.
+
+        Raises ConfigError if no such lever exists.
+        """
+        settings = self.route(route).levers.get(lever)
+        if settings is None:
+            settings = self.levers.get(lever)
+        return find("levers", lever).Config() if settings is None else settings
+
+    def accepts_any_model(self, engine: str) -> bool:
+        """Whether model names without a table pass through to the engine.
+
+        Unless the engine says so itself (`accept_any_model`), those do that no model of the configuration refers to.
+        An engine without that setting serves only what it has.
+        """
+        settings = self.engines[engine].settings
+        if not hasattr(settings, "accept_any_model"):
+            return False
+        if settings.accept_any_model is not None:
+            return bool(settings.accept_any_model)
+        return not any(model.engine == engine for model in self.models.values())
+
+    def open_engines(self) -> tuple[str, ...]:
+        """The engines that take model names without a table, in the file's order."""
+        return tuple(name for name in self.engines if self.accepts_any_model(name))
+
+
+def own_processes(config: Config) -> list[str]:
+    """The engines that run as a process of ours: those whose module exports `run`, which the supervisor calls."""
+    return [name for name, engine in config.engines.items() if hasattr(find("engines", engine.kind), "run")]
+
+
+# Fixed when the gateway starts: its socket, its processes, its folder, the form of its log.
+_FIXED_SERVER_FIELDS = ("host", "port", "workers", "data_dir", "shutdown_grace_s", "log")
+
+
+def restart_needed(old: Config, new: Config) -> list[str]:
+    """The keys whose change takes a restart, such as `server.port`; empty when a reload is enough.
+
+    Engines that run as a process of ours are started once, stores are opened once, with the size that they have then.
+    """
+    keys = [f"server.{name}" for name in _FIXED_SERVER_FIELDS if getattr(old.server, name) != getattr(new.server, name)]
+    own = sorted({*own_processes(old), *own_processes(new)})
+    keys += [f"engines.{name}" for name in own if old.engines.get(name) != new.engines.get(name)]
+    for lever in sorted(old.levers.keys() & new.levers.keys()):
+        fixed = sorted(shared_settings(lever))
+        settings, changed = old.levers[lever], new.levers[lever]
+        keys += [f"levers.{lever}.{name}" for name in fixed if getattr(settings, name) != getattr(changed, name)]
+    return keys

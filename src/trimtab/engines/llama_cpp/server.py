@@ -1,0 +1,72 @@
+"""Serve a GGUF file with llama.cpp's HTTP server, in this process, until it is ended."""
+
+from __future__ import annotations
+
+import signal
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+from trimtab.engines.llama_cpp.settings import HOST, Config, model_name
+from trimtab.errors import ConfigError
+
+_ERRORS_ONLY: Final = 1
+
+
+def reserve_port() -> tuple[socket.socket, int]:
+    """Take a free loopback port for an engine that is started, and started again, later.
+
+    Keep the socket as long as the port is wanted: bound but never listening, it takes no connection and keeps every
+    other program from the port, while `serve` may bind beside it.
+    """
+    held = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    held.bind((HOST, 0))
+    return held, int(held.getsockname()[1])
+
+
+def serve(config: Config, weights_path: Path, port: int, ready: Callable[[], None]) -> None:
+    """Load the weights, listen on 127.0.0.1:`port`, call `ready` once requests are answered, and never return.
+
+    Meant for a process of its own: SIGTERM must be at its default, and ends it at once, even while it loads (there is
+    nothing to save). Serves `/v1/*`, `/health`, `/slots` and `/metrics`; native errors go to stderr.
+
+    Raises ConfigError if the file is no GGUF that llama.cpp can load, if memory lacks, or if the port is taken.
+    """
+    import xllamacpp
+
+    if not weights_path.is_file():
+        raise ConfigError([f"engines: no such file {weights_path}: set `model` to a .gguf file or leave it out"])
+    try:
+        # It lives as long as this frame.
+        server = xllamacpp.Server(_params(xllamacpp, config, weights_path, port))
+    except RuntimeError as error:
+        raise ConfigError(
+            [
+                f"engines: llama.cpp cannot serve {weights_path} on port {port} (its reason is above): check the file, "
+                f"or lower `context_tokens` (now {config.context_tokens}) or `parallel` (now {config.parallel})"
+            ]
+        ) from error
+    ready()
+    while server:
+        signal.pause()
+
+
+def _params(xllamacpp: Any, config: Config, weights_path: Path, port: int) -> Any:
+    params = xllamacpp.CommonParams()
+    params.model.path = str(weights_path)
+    params.model_alias = {model_name(config)}
+    params.hostnames, params.port, params.reuse_port = [HOST], port, True
+    # Slots share no pool of memory (`kv_unified`): when one overflows, every request in flight ends with a 500.
+    params.n_ctx, params.n_parallel, params.kv_unified = config.context_tokens * config.parallel, config.parallel, False
+    # A web page in a browser on this machine may not read from it.
+    params.cors_origins, params.cors_credentials = f"http://{HOST}", False
+    # Each stream, running or in line, holds a thread; without spare ones /health would wait too.
+    params.n_threads_http = max(64, 16 * config.parallel)
+    # Moving idle slots to a cache in memory lost half of the reusable prefixes.
+    params.cache_ram_mib, params.cache_idle_slots = 0, False
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = config.threads
+    params.endpoint_metrics, params.endpoint_slots, params.ui = True, True, False
+    params.verbosity = _ERRORS_ONLY
+    return params

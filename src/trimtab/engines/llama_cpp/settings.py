@@ -1,0 +1,35 @@
+"""The `[engines.NAME]` table of kind `llama_cpp`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Final
+
+import msgspec
+from msgspec import Meta
+
+BUILT_IN: Final = "smollm2-135m-instruct"
+HOST: Final = "127.0.0.1"
+
+Context = Annotated[int, Meta(ge=256, le=1 << 20, description="a whole number of tokens from 256 to 1048576")]
+Parallel = Annotated[int, Meta(ge=1, le=64, description="a whole number of requests from 1 to 64")]
+Threads = Annotated[int, Meta(ge=1, le=512, description="a whole number from 1 to 512")]
+
+
+class Config(msgspec.Struct, frozen=True):
+    """An embedded engine. `context_tokens` is what one request may use: prompt and answer together.
+
+    `parallel` requests run at once, more wait in line. Each has `context_tokens` to itself, so memory grows with the
+    product (built-in model: 23 kB a token). The context that a model was trained with stays the upper bound.
+    """
+
+    model: str = BUILT_IN  # or the path of a .gguf file
+    context_tokens: Context = 4096
+    parallel: Parallel = 8
+    threads: Threads = 2
+    provider: str = ""  # genai-prices provider id; a model of our own has none
+
+
+def model_name(config: Config) -> str:
+    """The name under which the engine serves its model: the built-in's own, or the file's without `.gguf`."""
+    return config.model if config.model == BUILT_IN else Path(config.model).stem

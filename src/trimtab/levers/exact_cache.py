@@ -1,0 +1,252 @@
+"""Answers a request from an earlier, identical one.
+
+The key is a hash over everything that can change the answer; a field that a provider invents tomorrow is in it too.
+Left out on purpose, because they cannot change the answer: the fields `stream` and `stream_options` (a hit is replayed
+in the form that is asked for), the scope's `session` and `workflow` (names for the ledger), those headers that only
+describe the client (`Request.variant` holds the others), and the client's secret (the tenant stands for it).
+
+Used only where the same question has the same answer: a temperature of at most 0.1, or a route that says
+`any_temperature`. Kept only if it is whole: ended ok, status 200, the model's own stop, and made by the very target
+that the key names. `docs/levers/exact-cache.md` says what that costs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable
+from typing import Annotated, Final
+
+import msgspec
+
+from trimtab.ports import AnswerStore, Clock
+from trimtab.types import Answer, Decision, Dialect, End, Outcome, Plan, Request, Slot, Stored, Target
+
+KEY_FORMAT: Final = 1  # raise it whenever the meaning or the order of what is hashed changes
+_NAME: Final = "exact_cache"
+_VERSION: Final = "1"
+_MAX_TEMPERATURE: Final = 0.1
+
+_PATHS: Final = frozenset({"/v1/chat/completions", "/v1/messages"})
+_NOT_IN_KEY: Final = frozenset({"stream", "stream_options"})
+# Fields whose answer depends on more than the request: the web, a container's files, a remote tool.
+_LIVE_FIELDS: Final = ("web_search_options", "mcp_servers", "container")
+_SIDE_FIELDS: Final = frozenset({*_LIVE_FIELDS, "tools", "store", "audio"})
+_LIVE_TOOL: Final = re.compile(rb'"type"\s*:\s*"(?:web_search|web_fetch|code_execution|mcp)')
+
+Whole = Callable[[Dialect, str, "dict[str, msgspec.Raw]"], bool]
+"""Whether a dialect's stop reason means a whole answer to these fields: not cut by a limit, not filtered."""
+
+_ENCODE: Final = msgspec.msgpack.Encoder().encode
+
+
+Ttl = Annotated[
+    float, msgspec.Meta(gt=0, le=31_536_000, description="a number of seconds above 0, up to 31536000 (a year)")
+]
+Entries = Annotated[int, msgspec.Meta(ge=0, le=10_000_000, description="a whole number from 0 to 10000000")]
+MemoryBytes = Annotated[int, msgspec.Meta(ge=0, le=1 << 40, description="a whole number of bytes from 0")]
+FileBytes = Annotated[int, msgspec.Meta(ge=1 << 20, le=1 << 44, description="a whole number of bytes from 1048576")]
+
+
+PER_ROUTE: Final = ("enabled", "ttl_s", "any_temperature", "share_users")
+
+
+class Config(msgspec.Struct, frozen=True):
+    """Settings; those in `PER_ROUTE` may differ by route, the others belong to the one store and its start."""
+
+    enabled: bool = True
+    ttl_s: Ttl = 86_400.0
+    max_entries: Entries = 10_000  # of each worker's memory
+    max_memory_bytes: MemoryBytes = 32 << 20  # of each worker's memory
+    max_bytes: FileBytes = 1 << 30  # of the file that all workers share; takes effect at a restart
+    any_temperature: bool = False
+    share_users: bool = False
+
+
+class Memo(msgspec.Struct, frozen=True):
+    """From `decide` to `learn`: under which key the answer goes, whose answer it must be, how long it lives."""
+
+    key: bytes
+    target: Target
+    ttl_s: float
+
+
+def _unnamed(engine: str) -> str:
+    return ""
+
+
+def build(
+    settings: Callable[[str], Config],
+    store: AnswerStore,
+    clock: Clock,
+    whole: Whole,
+    identity: Callable[[str], str] = _unnamed,
+) -> ExactCache:
+    """The lever. `settings` gives a route's; `whole` is the codec's `finish_is_whole`.
+
+    `identity` says what is behind an engine's name (its URL, its weights), so that an engine that is pointed elsewhere
+    does not answer with what the former one said.
+    """
+    return ExactCache(settings, store, clock, whole, identity)
+
+
+class ExactCache:
+    """The lever in slot REUSE_EXACT."""
+
+    name = _NAME
+    version = _VERSION
+    slot = Slot.REUSE_EXACT
+    fails_open = True
+
+    def __init__(
+        self,
+        settings: Callable[[str], Config],
+        store: AnswerStore,
+        clock: Clock,
+        whole: Whole,
+        identity: Callable[[str], str] = _unnamed,
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._clock = clock
+        self._whole = whole
+        self._identity = identity
+
+    async def decide(self, request: Request, plan: Plan) -> Decision:
+        """Answer from the store, or say why not; asks for the reply where it may be kept."""
+        config = self._settings(request.scope.route)
+        obstacle = _obstacle(request, plan, config)
+        if obstacle:
+            return _go_on(obstacle)
+        target = plan.attempts[0].target
+        share_users = config.share_users or request.scope.cache == "public"
+        key = cache_key(request, target, self._identity(target.engine), share_users=share_users)
+        memo = Memo(key, target, config.ttl_s)
+        if request.scope.cache == "refresh":
+            return _go_on("client asked cache refresh", memo)
+        stored = self._store.get(key)
+        if stored is None:
+            return _go_on("miss", memo)
+        age_s = self._clock.wall() - stored.created
+        if age_s >= config.ttl_s:  # the setting was lowered since
+            return _go_on(f"stored answer is {age_s:.0f} s old, above ttl_s", memo)
+        return Decision(
+            lever=_NAME,
+            version=_VERSION,
+            slot=Slot.REUSE_EXACT,
+            step=Answer(stored),
+            reason=f"hit age {max(0.0, age_s):.0f} s",
+            saving_basis="stored usage",  # the ledger prices the usage in the step
+        )
+
+    async def learn(self, outcome: Outcome, decision: Decision) -> None:
+        """Keep a whole answer of the target that the key names."""
+        memo, reply, record, request = decision.memo, outcome.reply, outcome.record, outcome.request
+        if not isinstance(memo, Memo) or reply is None or record.end != End.OK or record.status != 200:
+            return
+        if reply.target != memo.target or not self._whole(request.dialect, reply.finish, request.fields):
+            return
+        stored = Stored(
+            dialect=request.dialect,
+            body=reply.body,
+            model=reply.model,
+            target=reply.target,
+            usage=reply.usage,
+            request_id=request.id,
+            # The arrival and not now: the answer is as old as its question, and a purge while it was made rejects it.
+            created=request.at,
+            expires=request.at + memo.ttl_s,
+        )
+        self._store.put(memo.key, stored)
+
+
+def cache_key(request: Request, target: Target, identity: str = "", *, share_users: bool) -> bytes:
+    """SHA-256 over a msgpack array of all that can change the answer; values by their exact bytes.
+
+    msgpack prefixes every item with its type and length, so two different requests never encode alike. `bytes()` around
+    each value matters: a `Raw` would be spliced in as it is. Raises UnicodeEncodeError for text that is not Unicode.
+    """
+    scope = request.scope
+    fields = request.fields
+    names = sorted(fields.keys() - _NOT_IN_KEY)
+    return hashlib.sha256(
+        _ENCODE(
+            (
+                KEY_FORMAT,
+                request.dialect,
+                request.path,
+                scope.tenant,
+                scope.route,
+                scope.permission,
+                None if share_users else scope.user,
+                scope.prompt_version,
+                scope.corpus_version,
+                scope.policy_version,
+                target.engine,
+                identity,
+                target.provider,
+                target.upstream_model,
+                request.model,
+                request.variant,
+                names,
+                [bytes(fields[name]) for name in names],
+            )
+        )
+    ).digest()
+
+
+def _obstacle(request: Request, plan: Plan, config: Config) -> str:
+    """Why the lever neither reads nor writes, "" if it does."""
+    if not config.enabled:
+        return "off for this route"
+    if request.path not in _PATHS and request.path.partition("?")[0] not in _PATHS:
+        return "not a chat request"
+    if request.scope.cache == "off":
+        return "client asked cache off"
+    if not plan.attempts:
+        return "no target"
+    fields = request.fields
+    if not config.any_temperature and (obstacle := _temperature_obstacle(fields.get("temperature"))):
+        return obstacle
+    return _side_obstacle(fields)
+
+
+def _temperature_obstacle(raw: msgspec.Raw | None) -> str:
+    if raw is None or (text := bytes(raw)) == b"null":
+        return "temperature not set"
+    try:
+        temperature = float(text)
+    except ValueError:
+        return "temperature is not a number"
+    if temperature > _MAX_TEMPERATURE:
+        return f"temperature {temperature:g} above {_MAX_TEMPERATURE:g}"
+    return ""
+
+
+def _side_obstacle(fields: dict[str, msgspec.Raw]) -> str:
+    """Requests whose answer depends on the world, or that ask for something to be kept for them."""
+    if _SIDE_FIELDS.isdisjoint(fields):
+        return ""
+    for name in _LIVE_FIELDS:
+        if name in fields:
+            return f"{name} looks outside the request"
+    tools = fields.get("tools")
+    if tools is not None and _LIVE_TOOL.search(bytes(tools)):
+        return "a tool that the provider runs looks outside the request"
+    if "store" in fields and bytes(fields["store"]) == b"true":
+        return "store asks the provider to keep the answer"
+    if "audio" in fields and bytes(fields["audio"]) != b"null":
+        return "audio answers expire at the provider"
+    return ""
+
+
+def _go_on(reason: str, memo: Memo | None = None) -> Decision:
+    return Decision(
+        lever=_NAME,
+        version=_VERSION,
+        slot=Slot.REUSE_EXACT,
+        step=None,
+        reason=reason,
+        wants_reply=memo is not None,
+        memo=memo,
+    )

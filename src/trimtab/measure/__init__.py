@@ -1,0 +1,1 @@
+"""Measuring: replaying a workload against a running gateway, and the figures that come out of it."""

@@ -1,0 +1,305 @@
+"""The straight line: levers decide in slot order, the plan is dispatched once, the request is settled once.
+
+A request's life after the wire has parsed it:
+ 1. each lever of the route returns a `Decision`; `Continue` swaps request or plan, `Answer` and `Refuse` end the line;
+ 2. `dispatch` runs the plan: an intent line in the journal, then the upstream call, attempt by attempt;
+ 3. every piece of a stream goes to the sink but the last;
+ 4. the request is settled: one `Record` in the journal, whatever happened;
+ 5. only then is the last piece sent, so that an answer which a client has whole is always in the ledger;
+ 6. the levers learn. A failure there loses no money.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+
+from trimtab.dispatch import Dispatcher
+from trimtab.errors import TrimtabError, UpstreamStatus
+from trimtab.flight import Finish, Flight, Header, Message
+from trimtab.ports import Clock, Journal, Lever, Sink
+from trimtab.protocols import CODECS
+from trimtab.types import (
+    NO_USAGE,
+    Answer,
+    Attempt,
+    Continue,
+    Decision,
+    DecisionRecord,
+    End,
+    Outcome,
+    Plan,
+    Record,
+    Refuse,
+    Usage,
+)
+
+_log = logging.getLogger("trimtab.pipeline")
+
+
+class Pipeline:
+    """Runs requests; holds no state of any one of them.
+
+    `settled` hears of every record (metrics); `cost` prices one for a response header, or returns None when it is not
+    known yet.
+    """
+
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        journal: Journal,
+        clock: Clock,
+        settled: Callable[[Record], None],
+        cost: Callable[[str, str, str, Usage, float], int | None],
+    ) -> None:
+        self._dispatcher = dispatcher
+        self._journal = journal
+        self._clock = clock
+        self._settled = settled
+        self._cost = cost
+
+    async def run(self, flight: Flight, plan: Plan, levers: Sequence[Lever], sink: Sink) -> None:
+        """Answer one request through `sink`. Raises only CancelledError, after settling."""
+        record = await self._conclude(flight, sink, self._answer(flight, plan, levers, sink))
+        wanting = [(lever, d) for lever, d in zip(levers, flight.decisions, strict=False) if d.wants_reply]
+        if wanting:
+            await self._learn(Outcome(flight.request, record, flight.reply), wanting)
+
+    async def relay(self, flight: Flight, attempt: Attempt, message: Message, sink: Sink) -> None:
+        """Pass a call through untouched: one attempt, one row, no levers."""
+        await self._conclude(flight, sink, self._dispatcher.relay(flight, attempt, message, sink, self.headers))
+
+    async def refuse(self, flight: Flight, error: TrimtabError, sink: Sink) -> None:
+        """Answer with an error that was found before the line began."""
+        finish = self.failed(flight, error)
+        self.settle(flight)
+        await _send(finish, sink)
+
+    async def _conclude(self, flight: Flight, sink: Sink, answer: Awaitable[Finish]) -> Record:
+        """Wait for the answer, settle once whatever happened, and only then send the end of it."""
+        record: Record | None = None
+        try:
+            try:
+                finish = await answer
+            except TrimtabError as exc:
+                finish = self.failed(flight, exc)
+            except Exception:
+                _log.exception("request %s failed inside the gateway", flight.request.id)
+                finish = self.failed(flight, TrimtabError("the gateway failed on this request; its log says why"))
+            record = self.settle(flight)
+        finally:
+            if record is None:
+                flight.end = End.CANCELLED
+                flight.error = flight.error or "the client left"
+                self.settle(flight)
+        sink.unwatch()
+        await _send(finish, sink)
+        return record
+
+    async def _answer(self, flight: Flight, plan: Plan, levers: Sequence[Lever], sink: Sink) -> Finish:
+        keep = False
+        mono = self._clock.mono
+        for lever in levers:
+            began = mono()
+            try:
+                decision = await lever.decide(flight.request, plan)
+            except Exception as exc:
+                decision = _failed_decision(lever, exc)
+            took_s = mono() - began
+            flight.stages[lever.name] = took_s
+            flight.decisions.append(decision)
+            step = decision.step
+            if decision.wants_reply:
+                keep = True
+            if step is None:
+                continue
+            if type(step) is Continue:
+                flight.request, plan = step.request, step.plan
+            elif type(step) is Answer:
+                return self._replay(flight, step)
+            elif type(step) is Refuse:
+                raise step.error
+        finish = await self._dispatcher.execute(flight, plan, sink, self.headers, keep)
+        if finish.headers is None:
+            return finish
+        return finish._replace(headers=self.headers(flight) + finish.headers)
+
+    def _replay(self, flight: Flight, step: Answer) -> Finish:
+        request, stored = flight.request, step.stored
+        flight.stored = stored
+        flight.cache = "hit"
+        flight.status = 200
+        body, kind = stored.body, b"application/json"
+        if request.stream:
+            body = CODECS[stored.dialect].replay(body, include_usage=request.wants_usage)
+            kind = b"text/event-stream; charset=utf-8"
+        flight.response_bytes = len(body)
+        flight.chunks = 1 if request.stream else 0
+        flight.ttft_s = self._clock.mono() - request.start
+        return Finish(200, [*self.headers(flight), (b"content-type", kind)], body)
+
+    def failed(self, flight: Flight, error: TrimtabError) -> Finish:
+        """Note the failure on the flight and shape it for the client."""
+        request = flight.request
+        codec = CODECS[request.dialect]
+        flight.error = error.message
+        if flight.attempts:
+            flight.end = End(flight.attempts[-1].end)
+            if flight.end is End.OK:
+                flight.end = End.ERROR
+        else:
+            flight.end = End.ERROR if error.status >= 500 else End.REFUSED
+        if flight.started:
+            event = codec.error_event(error.status, error.code, error.message, error.param, request.id)
+            return Finish(flight.status, None, event, cut=True)
+        flight.status = error.status
+        headers = self.headers(flight)
+        headers.append((b"content-type", b"application/json"))
+        if error.retry_after_s is not None:
+            headers.append((b"retry-after", str(max(1, round(error.retry_after_s))).encode()))
+        if isinstance(error, UpstreamStatus):
+            body = error.body
+        else:
+            body = codec.error(error.status, error.code, error.message, error.param, request.id)
+        flight.response_bytes = len(body)
+        return Finish(error.status, headers, body)
+
+    def headers(self, flight: Flight) -> list[Header]:
+        """Our response headers, from what is known when the head is sent."""
+        request = flight.request
+        headers = [(b"x-trimtab-request-id", request.id.encode())]
+        if flight.decisions:
+            said = ", ".join(f"{d.lever}={_step_name(d)} ({d.reason})" for d in flight.decisions)
+            headers.append((b"x-trimtab-decision", said.encode("latin-1", "replace")))
+        cache = flight.cache = flight.cache or _cache_word(flight)
+        if cache:
+            headers.append((b"x-trimtab-cache", cache.encode()))
+        now_s = self._clock.mono() - request.start
+        timing = [f"{name};dur={seconds * 1000:.3f}" for name, seconds in flight.stages.items()]
+        timing.append(f"total;dur={now_s * 1000:.3f}")
+        headers.append((b"server-timing", ", ".join(timing).encode()))
+        if not request.stream:
+            cost = self._cost_usd(flight)
+            if cost:
+                headers.append((b"x-trimtab-cost-usd", cost))
+        return headers
+
+    def _cost_usd(self, flight: Flight) -> bytes:
+        if flight.stored is not None:
+            return b"0"
+        total = 0
+        for attempt in flight.attempts:
+            nusd = self._cost(attempt.engine, attempt.provider, attempt.model, attempt.usage, attempt.machine_s)
+            if nusd is None:
+                return b""
+            total += nusd
+        return f"{total // 1_000_000_000}.{total % 1_000_000_000:09d}".encode()
+
+    def settle(self, flight: Flight) -> Record:
+        """Write the request's one row."""
+        request, attempts, stages = flight.request, flight.attempts, flight.stages
+        total_s = self._clock.mono() - request.start
+        if attempts:
+            last = attempts[-1]
+            first_s = last.first_token_s if last.first_token_s is not None else last.end_s
+            if len(attempts) > 1:
+                stages["earlier_attempts"] = last.start_s - attempts[0].start_s
+            stages["model_ttft"] = first_s - last.start_s
+            stages["model_stream"] = last.end_s - first_s
+        baseline, model, provider = _baseline(flight)
+        record = Record(
+            id=request.id,
+            at=request.at,
+            scope=request.scope,
+            dialect=request.dialect,
+            path=request.path,
+            model=request.model,
+            stream=request.stream,
+            end=flight.end,
+            status=flight.status,
+            total_s=total_s,
+            ttft_s=flight.ttft_s,
+            chunks=flight.chunks,
+            error=flight.error,
+            cache=flight.cache or _cache_word(flight),
+            stages=stages,
+            decisions=tuple([_decision_record(d) for d in flight.decisions]),
+            attempts=tuple(attempts),
+            baseline_usage=baseline,
+            baseline_model=model,
+            baseline_provider=provider,
+            request_bytes=request.body_bytes,
+            response_bytes=flight.response_bytes,
+        )
+        self._journal.row(record)
+        self._settled(record)
+        return record
+
+    def gone(self, flight: Flight) -> None:
+        """Settle a request whose client left before it was whole."""
+        flight.end = End.CANCELLED
+        flight.error = "the client left before its request was whole"
+        self.settle(flight)
+
+    async def _learn(self, outcome: Outcome, wanting: list[tuple[Lever, Decision]]) -> None:
+        for lever, decision in wanting:
+            try:
+                await lever.learn(outcome, decision)
+            except Exception:
+                _log.exception("lever %s could not learn from request %s", lever.name, outcome.request.id)
+
+
+async def _send(finish: Finish, sink: Sink) -> None:
+    if finish.headers is not None:
+        await sink.start(finish.status, [*finish.headers, (b"content-length", str(len(finish.body)).encode())])
+    await (sink.abort if finish.cut else sink.finish)(finish.body)
+
+
+def _failed_decision(lever: Lever, exc: Exception) -> Decision:
+    _log.warning("lever %s failed: %r", lever.name, exc)
+    step = None
+    if not lever.fails_open:
+        step = Refuse(TrimtabError(f"{lever.name} could not decide, and lets nothing through unchecked"))
+    return Decision(lever.name, lever.version, lever.slot, step, f"failed: {type(exc).__name__}")
+
+
+def _step_name(decision: Decision) -> str:
+    if decision.reason.startswith("failed: "):
+        return "failed"
+    step = decision.step
+    return "continue" if step is None else {Continue: "change", Answer: "answer", Refuse: "refuse"}[type(step)]
+
+
+def _decision_record(d: Decision) -> DecisionRecord:
+    return DecisionRecord(
+        d.lever,
+        d.version,
+        d.slot.name,
+        _step_name(d),
+        d.reason,
+        d.score,
+        d.threshold,
+        d.saving_nusd,
+        d.saving_basis,
+        d.took_s,
+    )
+
+
+def _cache_word(flight: Flight) -> str:
+    asked = flight.request.scope.cache
+    if asked in ("off", "refresh"):
+        return asked
+    if not any(d.lever.endswith("_cache") for d in flight.decisions):
+        return "off"
+    return "miss" if any(d.wants_reply for d in flight.decisions) else "bypass"
+
+
+def _baseline(flight: Flight) -> tuple[Usage, str, str]:
+    """What the request would have used without the levers: tokens of the stored answer, or of the one it got."""
+    if flight.stored is not None:
+        target = flight.stored.target
+        return flight.stored.usage, target.upstream_model, target.provider
+    for attempt in reversed(flight.attempts):
+        if attempt.usage_source != "none":
+            return attempt.usage, attempt.model, attempt.provider
+    return NO_USAGE, "", ""

@@ -1,0 +1,192 @@
+"""The seams: what the core needs from the outside, as Protocols with few verbs. Concrete classes meet in `app.py` only."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from trimtab.errors import TrimtabError
+from trimtab.types import (
+    Decision,
+    Dialect,
+    Intent,
+    Outcome,
+    Plan,
+    Record,
+    Request,
+    Slot,
+    Stored,
+    Timeouts,
+)
+
+
+class Lever(Protocol):
+    """A lever decides before the call and learns after it was settled; it never touches a response."""
+
+    name: str
+    version: str
+    slot: Slot
+    fails_open: bool  # a failed `decide` lets the request go on; False refuses it
+
+    async def decide(self, request: Request, plan: Plan) -> Decision:
+        """Decide about one request. Raises nothing on purpose: refusing is a `Refuse` step."""
+        ...
+
+    async def learn(self, outcome: Outcome, decision: Decision) -> None:
+        """Learn from a settled request; a failure here never loses money."""
+        ...
+
+
+class UpstreamReply(Protocol):
+    """An open reply of an engine: its head is known, its body is read piece by piece."""
+
+    status: int
+
+    @property
+    def content_type(self) -> str:
+        """The media type, lower case, without parameters."""
+        ...
+
+    @property
+    def retry_after_s(self) -> float | None:
+        """What Retry-After says, in seconds."""
+        ...
+
+    @property
+    def upstream_id(self) -> str:
+        """The provider's own id of this call."""
+        ...
+
+    async def next(self) -> bytes | None:
+        """The next piece of the body, None at its clean end. Raises UpstreamUnreachable if it breaks off."""
+        ...
+
+    async def read(self, limit_bytes: int) -> bytes:
+        """The whole rest of the body. Raises UpstreamInvalid beyond the limit."""
+        ...
+
+    @property
+    def closed(self) -> bool:
+        """Whether the body came to its end, so that the connection is already given back."""
+        ...
+
+    def abort(self) -> None:
+        """Abort the call if its body is not at its end: the upstream sees a disconnect. Idempotent."""
+        ...
+
+    def header_items(self) -> list[tuple[str, str]]:
+        """All headers, names in lower case."""
+        ...
+
+
+class Engine(Protocol):
+    """An upstream that serves models."""
+
+    name: str
+    kind: str
+    dialect: Dialect
+    provider: str  # genai-prices provider id, "" to guess from the model
+    holds_secret: bool  # it sends a secret of the gateway's, not the client's own
+
+    def refuse(self, request: Request) -> TrimtabError | None:
+        """Why this engine cannot serve the request at all, or None. Never drop a field silently."""
+        ...
+
+    async def open(
+        self,
+        method: str,
+        path: str,
+        headers: list[tuple[bytes, bytes]],
+        body: bytes,
+        timeouts: Timeouts,
+        client_key: str,
+    ) -> UpstreamReply:
+        """Send and wait for the reply's head. `path` begins with /v1/. Raises UpstreamUnreachable; cancellation aborts."""
+        ...
+
+    async def ready(self) -> bool:
+        """Whether it can take requests now (an engine of our own may still be loading)."""
+        ...
+
+    async def close(self) -> None:
+        """Release connections."""
+        ...
+
+
+class AnswerStore(Protocol):
+    """Where answers are kept, by a 32-byte key. One contract suite covers every implementation."""
+
+    def get(self, key: bytes) -> Stored | None:
+        """The live entry, or None if absent, expired or purged. Microseconds: it runs on the request path."""
+        ...
+
+    def put(self, key: bytes, stored: Stored) -> None:
+        """Keep an entry; may be batched and written later. Never raises for a full or failing store: it counts it."""
+        ...
+
+    def purge(self) -> int:
+        """Drop everything, in every process that shares the store; returns how many entries were dropped."""
+        ...
+
+    def stats(self) -> dict[str, int]:
+        """Entries, bytes, hits, misses, evictions, errors."""
+        ...
+
+    def close(self) -> None:
+        """Flush and release."""
+        ...
+
+
+class Journal(Protocol):
+    """The append-only log that comes before everything else."""
+
+    def intent(self, intent: Intent) -> None:
+        """Append before an upstream call. Raises Overloaded when rows can no longer be kept (disk full for long)."""
+        ...
+
+    def row(self, record: Record) -> None:
+        """Append the settled request; never raises: rows that cannot be written yet wait in memory, bounded."""
+        ...
+
+    def close(self) -> None:
+        """Flush and release; the ingester may then take the file."""
+        ...
+
+
+class Sink(Protocol):
+    """Where a reply goes: the client's connection, or a test's list."""
+
+    def watch(self) -> None:
+        """From now on a client that leaves cancels the current task."""
+        ...
+
+    def unwatch(self) -> None:
+        """No longer. Idempotent."""
+        ...
+
+    async def start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+        """Send the head."""
+        ...
+
+    async def write(self, piece: bytes) -> None:
+        """Send a piece of the body; waits when the client reads slowly."""
+        ...
+
+    async def finish(self, piece: bytes) -> None:
+        """Send the last piece and end the body cleanly."""
+        ...
+
+    async def abort(self, piece: bytes) -> None:
+        """Send a last piece and break the connection, so that the body cannot look finished."""
+        ...
+
+
+class Clock(Protocol):
+    """Time, injected."""
+
+    def wall(self) -> float:
+        """Unix seconds."""
+        ...
+
+    def mono(self) -> float:
+        """Monotonic seconds."""
+        ...

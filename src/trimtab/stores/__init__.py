@@ -1,0 +1,1 @@
+"""Answers, journal and ledger at rest: one file a kind of store."""

@@ -1,0 +1,460 @@
+"""Answers in one LMDB file that all workers share and that survives a restart, under a small LRU of each process.
+
+Layout of the folder:
+
+    generation        24 bytes, mapped by every process (see `_shared_words.py`)
+    answers/          the LMDB environment: `answers1` (key -> header + msgpack of `Stored`) and
+                      `ages1` (created + key -> nothing), by which the oldest are found
+    answers.corrupt/  an environment that was set aside, for whoever wants to look at it; the next one replaces it
+    corrupt           empty; a process found damage while it ran, so the next one to start sets `answers/` aside
+
+Promises and their price:
+
+* A purge reaches every process at once: each `get` compares the mapped words with those its LRU was filled under
+  (0.1 us). Entries carry their generation, so one that was written late does not come back, and an answer whose request
+  began before the purge is not kept either.
+* `put` only queues. A thread writes what has gathered in 50 ms in one transaction and syncs the data, not the meta
+  page: a crash of the process loses at most those 50 ms, a crash of the machine perhaps the last transaction too; the
+  file stays sound. A checksum over key, header and value makes damage a miss.
+* Open it after the fork, once per process and folder: LMDB forbids both otherwise.
+"""
+
+from __future__ import annotations
+
+import logging
+import mmap
+import os
+import shutil
+import struct
+import threading
+import zlib
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final
+
+import lmdb
+import msgspec
+
+from trimtab.ports import Clock
+from trimtab.stores._shared_words import SharedWords
+from trimtab.stores.memory import MemoryStore
+from trimtab.types import Stored
+
+_log = logging.getLogger("trimtab.stores.lmdb")
+
+DEFAULT_MAX_BYTES: Final = 1 << 30
+BATCH_S: Final = 0.05
+_QUEUE_ENTRIES: Final = 1024
+_QUEUE_BYTES: Final = 8 << 20
+_SWEEP_ENTRIES: Final = 64  # dead entries removed beside each batch
+_EVICT_ENTRIES: Final = 256  # per transaction: each removal copies pages, which must fit into the free fifth of the map
+_LOG_EVERY_S: Final = 60.0
+
+_HEADER: Final = struct.Struct("<QdddI")  # generation, created, expires, written, checksum
+_AGE: Final = struct.Struct(">Q")  # microseconds, so that the keys sort by age
+_ENCODER: Final = msgspec.msgpack.Encoder()
+_DECODER: Final = msgspec.msgpack.Decoder(Stored)
+# The file itself is bad (and not the folder, the disk or a lock): a fresh one helps.
+_DAMAGE: Final = (
+    lmdb.BadTxnError,
+    lmdb.CorruptedError,
+    lmdb.InvalidError,
+    lmdb.PageNotFoundError,
+    lmdb.VersionMismatchError,
+)
+
+
+class LmdbStore:
+    """An `AnswerStore` in LMDB with an optional LRU in front.
+
+    `get`, `put` and `stats` belong to one thread (the event loop's); `flush`, `purge` and `close` may be called from
+    another. Where the folder or the file cannot be used at all, it logs one line, counts errors and keeps answers in
+    the LRU only. `max_bytes` bounds the file; answers take at most four fifths of it, the oldest go first.
+    """
+
+    def __init__(self, folder: Path, max_bytes: int, clock: Clock, front: MemoryStore | None = None) -> None:
+        """Open or make the store in `folder`. Raises nothing: it works without its file then."""
+        self._folder = folder
+        self._max_bytes = max_bytes
+        self._clock = clock
+        self._front = front
+        self._hits = self._misses = self._evictions = self._errors = 0
+        self._logged_at = -_LOG_EVERY_S
+        self._lock = threading.Lock()  # the queue
+        self._write_lock = threading.Lock()  # this process's writer; LMDB's own lock keeps other processes out
+        self._queue: dict[bytes, tuple[int, Stored]] = {}  # key -> (generation, answer)
+        self._writing: dict[bytes, tuple[int, Stored]] = {}
+        self._queue_bytes = 0
+        self._queue_max_bytes = min(_QUEUE_BYTES, max_bytes // 16)
+        self._wake = threading.Event()
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._env: Any = None
+        self._answers: Any = None
+        self._ages: Any = None
+        self._shared = SharedWords(None, 0)
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._shared = SharedWords(folder / "generation", int(clock.wall() * 1e9))
+            with self._shared.locked():
+                self._open()
+        except (OSError, lmdb.Error) as error:
+            self._failed("cannot be opened; answers are kept in memory only", error)
+        self._seen = self._shared.snapshot()
+        self._generation, self._purged_at, _ = self._shared.read()
+
+    # Reading
+
+    def get(self, key: bytes) -> Stored | None:
+        """The live entry, or None if absent, expired, purged or damaged."""
+        if self._shared.snapshot() != self._seen:
+            self._forget()
+        if self._front is not None:
+            stored = self._front.get(key)
+            if stored is not None:
+                self._hits += 1
+                return stored
+        stored = self._queued(key) if self._queue or self._writing else None
+        if stored is None and self._env is not None:
+            stored = self._read(key)
+            if stored is not None and self._front is not None:
+                self._front.put(key, stored)
+        if stored is None:
+            self._misses += 1
+        else:
+            self._hits += 1
+        return stored
+
+    def _queued(self, key: bytes) -> Stored | None:
+        entry = self._queue.get(key) or self._writing.get(key)
+        if entry is None or entry[0] != self._generation or entry[1].expires <= self._clock.wall():
+            return None
+        return entry[1]
+
+    def _read(self, key: bytes) -> Stored | None:
+        try:
+            with self._env.begin(db=self._answers, buffers=True) as txn:
+                value = txn.get(key)
+                if value is None:
+                    return None
+                if not _is_sound(key, value):
+                    self._failed("holds a damaged entry", ValueError("checksum"))
+                    return None
+                generation, _, expires, _, _ = _HEADER.unpack_from(value)
+                if generation != self._generation or expires <= self._clock.wall():
+                    return None
+                return _DECODER.decode(value[_HEADER.size :])
+        except (lmdb.Error, msgspec.MsgspecError) as error:
+            self._failed("cannot be read", error)
+            return None
+
+    def _forget(self) -> None:
+        self._seen = self._shared.snapshot()
+        self._generation, self._purged_at, _ = self._shared.read()
+        if self._front is not None:
+            self._front.clear()
+
+    # Writing
+
+    def put(self, key: bytes, stored: Stored) -> None:
+        """Keep an entry: at once for this process, within about 50 ms for the others. What finds no room is counted."""
+        if self._shared.snapshot() != self._seen:
+            self._forget()
+        if stored.created < self._purged_at:
+            return
+        if self._front is not None:
+            self._front.put(key, stored)
+        if self._env is None:
+            self._errors += 1
+            return
+        size = len(stored.body)
+        if size > self._max_bytes // 64:
+            self._evictions += 1
+            return
+        with self._lock:
+            if self._queue and (len(self._queue) >= _QUEUE_ENTRIES or self._queue_bytes + size > self._queue_max_bytes):
+                self._errors += 1
+                return
+            self._queue[key] = (self._generation, stored)
+            self._queue_bytes += size
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="answer-writer", daemon=True)
+            self._thread.start()
+        self._wake.set()
+
+    def flush(self) -> None:
+        """Write what is queued, now."""
+        with self._write_lock:
+            self._flush()
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            self._wake.wait()
+            self._stop.wait(BATCH_S)
+            self._wake.clear()
+            self.flush()
+
+    def _flush(self) -> None:
+        with self._lock:
+            if not self._queue:
+                return
+            # In this order: a `get` in between finds the entries in one of the two.
+            self._writing = self._queue
+            self._queue = {}
+            self._queue_bytes = 0
+        try:
+            if self._env is not None:
+                self._write(self._writing)
+        except Exception as error:  # a batch that fails must not end the writer
+            self._failed("cannot be written", error, len(self._writing))
+        finally:
+            self._writing = {}
+
+    def _write(self, batch: dict[bytes, tuple[int, Stored]]) -> None:
+        now = self._clock.wall()
+        records = [
+            (key, generation, stored.created, _pack(key, generation, stored, now))
+            for key, (generation, stored) in batch.items()
+        ]
+        try:
+            self._make_room(sum(self._on_disk_bytes(len(value)) for *_, value in records))
+            self._write_records(records, now)
+        except lmdb.MapFullError:
+            self._make_room_hard()
+            self._write_records(records, now)
+
+    def _write_records(self, records: list[tuple[bytes, int, float, bytes]], now: float) -> None:
+        with self._env.begin(write=True) as txn:
+            current = self._shared.read()[0]
+            replaced = False
+            for key, generation, created, value in records:
+                if generation != current:
+                    continue  # purged while it waited
+                old = txn.get(key, db=self._answers)
+                if old is not None and _is_sound(key, old):
+                    old_generation, old_created, old_expires, old_written, _ = _HEADER.unpack_from(old)
+                    if old_generation == current and old_expires > now:
+                        if created < old_written:
+                            continue  # two of the same were in flight (the later could not see the former): keep one
+                        replaced = True
+                    txn.delete(_age_key(old_created, key), db=self._ages)
+                txn.put(key, value, db=self._answers)
+                txn.put(_age_key(created, key), b"", db=self._ages)
+            self._remove_oldest(txn, _SWEEP_ENTRIES, dead_at=now)
+        if replaced:
+            self._shared.replaced()
+
+    def _on_disk_bytes(self, value_bytes: int) -> int:
+        """An upper estimate: values over half a page get whole pages of their own."""
+        return value_bytes + (self._page_bytes if value_bytes > self._page_bytes // 3 else 128)
+
+    def _used_bytes(self, txn: Any) -> int:
+        pages = 0
+        for db in (self._answers, self._ages):
+            stat = txn.stat(db)
+            pages += stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]
+        return int(pages) * self._page_bytes
+
+    def _make_room(self, need_bytes: int) -> None:
+        """Remove the oldest entries until `need_bytes` fit into four fifths of the map, and a little more."""
+        limit_bytes = self._max_bytes * 4 // 5 - need_bytes
+        with self._env.begin() as txn:
+            used_bytes = self._used_bytes(txn)
+        while used_bytes > limit_bytes:
+            enough_bytes = used_bytes - limit_bytes + self._max_bytes // 64
+            with self._env.begin(write=True, buffers=True) as txn:
+                removed = self._remove_oldest(txn, _EVICT_ENTRIES, enough_bytes=enough_bytes)
+                used_bytes = self._used_bytes(txn)
+            self._evictions += removed
+            if removed == 0:
+                return
+
+    def _make_room_hard(self) -> None:
+        """The map is full all the same (a dead reader, fragments, a lower setting): a quarter goes, or else all."""
+        self._env.reader_check()
+        try:
+            with self._env.begin() as txn:
+                wanted = txn.stat(self._answers)["entries"] // 4 + 1
+            while wanted > 0:
+                with self._env.begin(write=True) as txn:
+                    removed = self._remove_oldest(txn, _EVICT_ENTRIES)
+                self._evictions += removed
+                wanted -= removed or wanted
+        except lmdb.MapFullError:
+            with self._env.begin(write=True) as txn:
+                self._evictions += self._drop_all(txn)
+
+    def _remove_oldest(
+        self, txn: Any, count: int, *, enough_bytes: int | None = None, dead_at: float | None = None
+    ) -> int:
+        """Remove up to `count` entries, oldest first; returns how many went.
+
+        With `enough_bytes`, only until so much is free; with `dead_at`, only as long as they are expired or purged.
+        """
+        removed = freed_bytes = 0
+        generation = self._shared.read()[0]
+        with txn.cursor(db=self._ages) as cursor:
+            found = cursor.first()
+            while found and removed < count and (enough_bytes is None or freed_bytes < enough_bytes):
+                key = bytes(cursor.key())[_AGE.size :]
+                value = txn.get(key, db=self._answers, default=b"")
+                freed_bytes += len(value)
+                if dead_at is not None and len(value) >= _HEADER.size:
+                    of, _, expires, _, _ = _HEADER.unpack_from(value)
+                    if of == generation and expires > dead_at:
+                        break
+                txn.delete(key, db=self._answers)
+                cursor.delete()
+                removed += 1
+                found = bool(cursor.key())
+        return removed
+
+    def _drop_all(self, txn: Any) -> int:
+        count = int(txn.stat(self._answers)["entries"])
+        txn.drop(self._answers, delete=False)
+        txn.drop(self._ages, delete=False)
+        return count
+
+    # The rest of the contract
+
+    def purge(self) -> int:
+        """Drop everything, in every process on this folder; returns how many entries the file held.
+
+        Takes milliseconds, or as long as another process's batch: call it in a thread from an event loop.
+        """
+        with self._write_lock:
+            self._flush()
+            count = 0 if self._front is None or self._env is not None else self._front.stats()["entries"]
+            self._shared.purged(self._clock.wall())
+            if self._env is not None:
+                try:
+                    with self._env.begin(write=True) as txn:
+                        count = self._drop_all(txn)
+                except (lmdb.Error, OSError) as error:
+                    self._failed("cannot be emptied (its entries are dead all the same)", error)
+        return count
+
+    def stats(self) -> dict[str, int]:
+        """Entries and bytes of the shared file, those that wait to be written included; the rest of this process."""
+        entries = bytes_used = 0
+        if self._env is not None:
+            try:
+                with self._env.begin() as txn:
+                    entries = int(txn.stat(self._answers)["entries"]) + len(self._queue) + len(self._writing)
+                    bytes_used = self._used_bytes(txn) + self._queue_bytes
+            except lmdb.Error as error:
+                self._failed("cannot be read", error)
+        elif self._front is not None:
+            if self._shared.snapshot() != self._seen:
+                self._forget()
+            memory = self._front.stats()
+            entries, bytes_used = memory["entries"], memory["bytes"]
+        return {
+            "entries": entries,
+            "bytes": bytes_used,
+            "hits": self._hits,
+            "misses": self._misses,
+            "evictions": self._evictions,
+            "errors": self._errors,
+        }
+
+    def close(self) -> None:
+        """Write what is queued and release the file. Idempotent."""
+        self._stop.set()
+        self._wake.set()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(timeout=10.0)
+        with self._write_lock:
+            self._flush()
+            if self._env is not None:
+                self._env.close()
+                self._env = None
+        self._shared.close()
+
+    # Opening and failing
+
+    def _open(self) -> None:
+        """Open the environment; a damaged one is set aside once. Raises lmdb.Error, OSError. Called under the lock."""
+        path = self._folder / "answers"
+        if (self._folder / "corrupt").exists():
+            self._set_aside(path, "was found damaged while in use")
+        try:
+            self._open_environment(path)
+        except _DAMAGE as error:
+            self._set_aside(path, str(error))
+            self._open_environment(path)
+
+    def _open_environment(self, path: Path) -> None:
+        data = path / "data.mdb"
+        # A file larger than the setting (which was lowered) still needs room to shrink its contents in.
+        map_bytes = max(self._max_bytes, data.stat().st_size * 5 // 4 if data.exists() else 0, 1 << 20)
+        env = lmdb.open(
+            str(path),
+            map_size=-(-map_bytes // mmap.PAGESIZE) * mmap.PAGESIZE,
+            max_dbs=4,
+            max_readers=512,
+            metasync=False,
+            readahead=False,
+            meminit=False,
+            mode=0o600,
+        )
+        try:
+            env.reader_check()
+            self._page_bytes = int(env.stat()["psize"])
+            _extend(data, (int(env.info()["last_pgno"]) + 1) * self._page_bytes)
+            self._answers = env.open_db(b"answers1")
+            self._ages = env.open_db(b"ages1")
+            with env.begin() as txn:
+                for db in (self._answers, self._ages):
+                    with txn.cursor(db=db) as cursor:
+                        cursor.first()
+                        cursor.last()
+        except BaseException:
+            env.close()
+            raise
+        self._env = env
+
+    def _set_aside(self, path: Path, why: str) -> None:
+        # The lock file goes with it: processes that still use the old file keep both of theirs.
+        aside = path.with_name("answers.corrupt")
+        shutil.rmtree(aside, ignore_errors=True)
+        if path.exists():
+            path.rename(aside)
+        (self._folder / "corrupt").unlink(missing_ok=True)
+        _log.warning("answer cache %s: %s; set aside as %s, starting with an empty one", path, why, aside.name)
+
+    def _failed(self, what: str, error: Exception, count: int = 1) -> None:
+        self._errors += count
+        if isinstance(error, _DAMAGE):
+            with suppress(OSError):
+                (self._folder / "corrupt").touch()
+        now = self._clock.mono()
+        if now - self._logged_at >= _LOG_EVERY_S:
+            self._logged_at = now
+            _log.warning("answer cache %s %s: %s", self._folder, what, error)
+
+
+def _pack(key: bytes, generation: int, stored: Stored, written: float) -> bytes:
+    payload = _ENCODER.encode(stored)
+    head = _HEADER.pack(generation, stored.created, stored.expires, written, 0)
+    checksum = zlib.crc32(payload, zlib.crc32(head[:-4], zlib.crc32(key)))
+    return _HEADER.pack(generation, stored.created, stored.expires, written, checksum) + payload
+
+
+def _is_sound(key: bytes, value: memoryview | bytes) -> bool:
+    if len(value) < _HEADER.size:
+        return False
+    checksum = zlib.crc32(value[_HEADER.size :], zlib.crc32(value[: _HEADER.size - 4], zlib.crc32(key)))
+    return bool(checksum == _HEADER.unpack_from(value)[4])
+
+
+def _age_key(created: float, key: bytes) -> bytes:
+    return _AGE.pack(max(0, int(created * 1e6))) + key
+
+
+def _extend(data: Path, size_bytes: int) -> None:
+    """Fill up a file that was cut short: reading past its end would kill the process, a page of zeros is an error."""
+    if data.stat().st_size >= size_bytes:
+        return
+    with data.open("r+b") as file:
+        os.posix_fallocate(file.fileno(), size_bytes - 1, 1)  # only ever grows it, whatever other processes do

@@ -1,0 +1,325 @@
+"""The nouns of Trimtab: frozen values that every module shares, and nothing that does I/O.
+
+A request's life, in these names: a `Request` (with its `Scope`) passes the levers in `Slot` order, each returns a
+`Decision`; what is left is a `Plan` of `Attempt`s, each sent to a `Target`; what happened is a `Record` (one journal
+line), which the ledger prices. Durations are seconds, money is integer nano-USD, tokens are counts.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum, StrEnum
+from typing import Any
+
+import msgspec
+
+from trimtab.errors import TrimtabError
+
+
+class Dialect(StrEnum):
+    """The wire dialect of a client or of an engine."""
+
+    OPENAI = "openai"
+    ANTHROPIC = "anthropic"
+
+
+class Slot(IntEnum):
+    """Where in the straight line a lever decides; lower runs first."""
+
+    ADMIT = 10
+    REUSE_EXACT = 20
+    REUSE_SIMILAR = 30
+    PACK = 40
+    SHRINK = 50
+    ROUTE = 60
+    PLACE = 70
+    BOUND = 80
+
+
+class Purpose(StrEnum):
+    """Why tokens were spent: the second axis of the ledger beside their type."""
+
+    SERVE = "serve"
+    RETRY = "retry"
+    FALLBACK = "fallback"
+    HEDGE = "hedge"
+    CASCADE = "cascade"
+    TOOL_CALL = "tool_call"
+    SHADOW = "shadow"
+    JUDGE = "judge"
+    EVAL = "eval"
+
+
+class End(StrEnum):
+    """How a request or an attempt ended."""
+
+    OK = "ok"  # answered whole
+    REFUSED = "refused"  # we said no before any upstream call (bad input, limit, unknown model)
+    ERROR = "error"  # the upstream answered with an error, could not be reached or broke its protocol
+    TIMEOUT = "timeout"  # one of our deadlines passed
+    CANCELLED = "cancelled"  # the client left
+    CUT = "cut"  # the upstream ended a stream before its end mark
+    INTERRUPTED = "interrupted"  # the gateway died with the call in flight; figures are estimates
+
+
+class Usage(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
+    """Tokens by class; the classes are disjoint, so their sum counts no token twice.
+
+    `input` excludes cache reads, cache writes and audio; `output` excludes reasoning and audio.
+    """
+
+    input: int = 0
+    cache_read: int = 0
+    cache_write_5m: int = 0
+    cache_write_1h: int = 0
+    input_audio: int = 0
+    output: int = 0
+    reasoning: int = 0
+    output_audio: int = 0
+
+    @property
+    def input_total(self) -> int:
+        """All tokens that went in, cached ones included."""
+        return self.input + self.cache_read + self.cache_write_5m + self.cache_write_1h + self.input_audio
+
+    @property
+    def output_total(self) -> int:
+        """All tokens that came out, reasoning included."""
+        return self.output + self.reasoning + self.output_audio
+
+    @property
+    def total(self) -> int:
+        """Every token, each counted once."""
+        return self.input_total + self.output_total
+
+
+NO_USAGE = Usage()
+
+
+class Scope(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
+    """Who asks, for what, under which versions. All but session, workflow and cache are part of every cache key."""
+
+    tenant: str
+    route: str = "default"
+    user: str = ""
+    permission: str = ""
+    session: str = ""
+    workflow: str = ""
+    prompt_version: str = ""
+    corpus_version: str = ""
+    policy_version: str = ""
+    cache: str = ""  # "", "off", "refresh" or "public": what the client asks of the caches
+
+
+class Request(msgspec.Struct, frozen=True):
+    """One call as the client made it, our own metadata and headers removed.
+
+    `fields` maps each top-level JSON field to its bytes exactly as received (the last one where a key came twice):
+    what is hashed is what is sent. `headers` holds those that go upstream, names in lower case.
+    """
+
+    id: str
+    dialect: Dialect
+    path: str
+    scope: Scope
+    model: str
+    fields: dict[str, msgspec.Raw]
+    stream: bool
+    wants_usage: bool
+    body_bytes: int
+    at: float  # unix seconds
+    start: float  # monotonic seconds
+    client_key: str = ""  # the secret that the client sent; never stored
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+    variant: bytes = b""  # those of `headers` that may change the answer (API version, betas, organisation), for cache keys
+
+
+class Target(msgspec.Struct, frozen=True):
+    """A model behind an engine: `model` is the name that we expose, `upstream_model` the one that the engine knows."""
+
+    model: str
+    engine: str
+    upstream_model: str
+    provider: str = ""  # genai-prices provider id, "" when it must be guessed from the model's name
+
+
+class Timeouts(msgspec.Struct, frozen=True):
+    """Deadlines of one attempt, in seconds; `first_token_s` runs from the send to the first byte of the reply's body."""
+
+    connect_s: float = 5.0
+    first_token_s: float = 120.0
+    idle_s: float = 60.0
+    total_s: float = 600.0
+
+
+DEFAULT_TIMEOUTS = Timeouts()
+
+
+class Attempt(msgspec.Struct, frozen=True):
+    """One planned upstream call. It is made only if those before it failed in a way that it may mend."""
+
+    target: Target
+    purpose: Purpose = Purpose.SERVE
+    timeouts: Timeouts = DEFAULT_TIMEOUTS
+    backoff_s: float = 0.0  # waited before it, longer if the failed one's Retry-After says so
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """Attempts in order. Retry and fallback are plans: [A, A again, B]."""
+
+    attempts: tuple[Attempt, ...]
+    retry_after_max_s: float = 20.0  # a longer Retry-After skips the target's other attempts
+
+
+class Stored(msgspec.Struct, frozen=True):
+    """An answer that a cache holds: the buffered reply body in the client's dialect, and what it cost to make."""
+
+    dialect: Dialect
+    body: bytes
+    model: str  # as the reply names it
+    target: Target
+    usage: Usage
+    request_id: str  # of the request that paid for it
+    created: float  # unix seconds
+    expires: float  # unix seconds
+
+
+class Continue(msgspec.Struct, frozen=True):
+    """Go on, with this request and plan in place of the former."""
+
+    request: Request
+    plan: Plan
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """Answer from `stored`; no upstream call."""
+
+    stored: Stored
+
+
+class Refuse(msgspec.Struct, frozen=True):
+    """Refuse with `error`; no upstream call."""
+
+    error: TrimtabError
+
+
+Step = Continue | Answer | Refuse
+
+
+class Decision(msgspec.Struct, frozen=True):
+    """What one lever decided about one request, as a value that can be stored, shown and replayed.
+
+    `step` None means: go on unchanged. `memo` is the lever's own note from `decide` to `learn` and is never stored.
+    """
+
+    lever: str
+    version: str
+    slot: Slot
+    step: Step | None
+    reason: str
+    score: float | None = None
+    threshold: float | None = None
+    saving_nusd: int | None = None  # predicted
+    saving_basis: str = ""
+    took_s: float = 0.0
+    wants_reply: bool = False  # keep the reply for `learn`
+    memo: Any = None
+
+
+class DecisionRecord(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A decision as the ledger stores it."""
+
+    lever: str
+    version: str
+    slot: str
+    step: str  # "continue", "change", "answer", "refuse", "failed"
+    reason: str
+    score: float | None = None
+    threshold: float | None = None
+    saving_nusd: int | None = None
+    saving_basis: str = ""
+    took_s: float = 0.0
+
+
+class AttemptRecord(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One upstream call as it went. Times are seconds after the request's arrival."""
+
+    n: int
+    purpose: str
+    engine: str
+    model: str  # the name sent upstream
+    provider: str
+    end: str
+    start_s: float
+    end_s: float
+    first_token_s: float | None = None
+    status: int = 0  # the upstream's, 0 when it never answered
+    error: str = ""
+    response_model: str = ""
+    finish: str = ""
+    usage: Usage = NO_USAGE
+    usage_source: str = "none"  # "reported", "estimated" or "none"
+    upstream_id: str = ""  # the provider's own request id
+    machine_s: float = 0.0  # its share of the engine's busy seconds, for hardware priced by the hour
+
+
+class Intent(msgspec.Struct, frozen=True, omit_defaults=True, tag="intent", tag_field="k"):
+    """Written before an upstream call. One without its `Record` becomes an `interrupted` row with an estimate."""
+
+    id: str
+    n: int
+    at: float
+    purpose: str
+    engine: str
+    model: str
+    provider: str
+    client_model: str
+    dialect: str
+    path: str
+    stream: bool
+    scope: Scope
+    input_estimate: int  # tokens
+
+
+class Record(msgspec.Struct, frozen=True, omit_defaults=True, tag="row", tag_field="k"):
+    """One request, settled: the journal's line and the ledger's source. It holds no prompt and no answer."""
+
+    id: str
+    at: float
+    scope: Scope
+    dialect: str
+    path: str
+    model: str  # as the client named it
+    stream: bool
+    end: str
+    status: int  # sent to the client, 0 when it left first
+    total_s: float
+    ttft_s: float | None = None  # arrival to first non-empty token, as the client saw it
+    chunks: int = 0
+    error: str = ""
+    cache: str = ""  # "", "hit", "miss", "off", "refresh": what the response header said
+    stages: dict[str, float] = {}
+    decisions: tuple[DecisionRecord, ...] = ()
+    attempts: tuple[AttemptRecord, ...] = ()
+    baseline_usage: Usage = NO_USAGE  # tokens the request would have had without the levers
+    baseline_model: str = ""  # upstream name
+    baseline_provider: str = ""
+    request_bytes: int = 0
+    response_bytes: int = 0
+
+
+class Reply(msgspec.Struct, frozen=True):
+    """A whole answer in the client's dialect, for a lever's `learn`; streams are assembled into their buffered form."""
+
+    body: bytes
+    model: str
+    usage: Usage
+    finish: str  # the dialect's own stop reason
+    target: Target
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """What `learn` sees after the request was settled."""
+
+    request: Request
+    record: Record
+    reply: Reply | None

@@ -1,0 +1,1 @@
+"""The edge that clients touch: the ASGI application and its request-scoped parts."""

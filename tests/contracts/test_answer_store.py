@@ -1,0 +1,484 @@
+"""One contract for every `AnswerStore`, then what only a store in a shared file can promise."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import lmdb
+import msgspec
+import pytest
+
+from trimtab.ports import AnswerStore
+from trimtab.stores.lmdb import LmdbStore
+from trimtab.stores.memory import ENTRY_OVERHEAD_BYTES, MemoryStore
+from trimtab.types import Dialect, Stored, Target, Usage
+
+TARGET = Target("fast", "openai", "gpt-4o-mini", "openai")
+KINDS = ["memory", "lmdb", "lmdb-with-front"]
+
+
+class FakeClock:
+    def __init__(self, now: float = 1_800_000_000.0) -> None:
+        self.now = now
+
+    def wall(self) -> float:
+        return self.now
+
+    def mono(self) -> float:
+        return self.now
+
+
+class SystemClock:
+    wall = staticmethod(time.time)
+    mono = staticmethod(time.monotonic)
+
+
+def key(n: int) -> bytes:
+    return n.to_bytes(32, "big")
+
+
+def answer(clock, body: bytes = b'{"ok":true}', ttl_s: float = 100.0, request_id: str = "r1") -> Stored:
+    now = clock.wall()
+    return Stored(Dialect.OPENAI, body, "gpt-4o-mini-x", TARGET, Usage(10, output=5), request_id, now, now + ttl_s)
+
+
+def settle(store: AnswerStore) -> None:
+    """Wait until what was put is where it belongs."""
+    if isinstance(store, LmdbStore):
+        store.flush()
+
+
+@pytest.fixture
+def clock():
+    return FakeClock()
+
+
+@pytest.fixture(params=KINDS)
+def store(request, tmp_path, clock):
+    made: AnswerStore
+    if request.param == "memory":
+        made = MemoryStore(1000, 16 << 20, clock)
+    else:
+        front = MemoryStore(100, 1 << 20, clock) if request.param == "lmdb-with-front" else None
+        made = LmdbStore(tmp_path / "cache", 16 << 20, clock, front)
+    yield made
+    made.close()
+
+
+# The contract
+
+
+def test_an_unknown_key_is_a_miss(store):
+    assert store.get(key(1)) is None
+    assert store.stats()["misses"] == 1
+
+
+def test_what_is_put_comes_back_at_once_and_whole(store, clock):
+    stored = answer(clock, body=bytes(range(256)) * 300)
+    store.put(key(1), stored)
+    assert store.get(key(1)) == stored
+    settle(store)
+    assert store.get(key(1)) == stored
+    assert store.get(key(2)) is None
+    figures = store.stats()
+    assert (figures["entries"], figures["hits"], figures["misses"], figures["errors"]) == (1, 2, 1, 0)
+    assert figures["bytes"] >= len(stored.body)
+
+
+def test_a_later_answer_takes_the_place_of_an_earlier_one(store, clock):
+    store.put(key(1), answer(clock, b"old"))
+    settle(store)
+    clock.now += 5
+    store.put(key(1), answer(clock, b"new"))
+    settle(store)
+    found = store.get(key(1))
+    assert found is not None and found.body == b"new"
+    assert store.stats()["entries"] == 1
+
+
+def test_an_expired_entry_is_a_miss(store, clock):
+    store.put(key(1), answer(clock, ttl_s=10))
+    settle(store)
+    clock.now += 9.9
+    assert store.get(key(1)) is not None
+    clock.now += 0.1
+    assert store.get(key(1)) is None
+
+
+def test_purge_drops_everything_and_says_how_much(store, clock):
+    for n in range(3):
+        store.put(key(n), answer(clock))
+    assert store.purge() == 3
+    assert [store.get(key(n)) for n in range(3)] == [None] * 3
+    assert store.stats()["entries"] == 0
+    assert store.purge() == 0
+
+
+def test_an_answer_that_was_being_made_during_a_purge_is_not_kept(store, clock):
+    early = answer(clock)
+    clock.now += 1
+    store.purge()
+    store.put(key(1), early)
+    settle(store)
+    assert store.get(key(1)) is None
+    store.put(key(1), answer(clock))
+    assert store.get(key(1)) is not None
+
+
+def test_an_answer_too_big_for_the_store_is_left_out(store, clock):
+    store.put(key(1), answer(clock, b"x" * (17 << 20)))
+    settle(store)
+    assert store.get(key(1)) is None
+    assert store.stats()["evictions"] >= 1
+
+
+def test_close_is_quiet_and_ends_all(store, clock):
+    store.put(key(1), answer(clock))
+    store.close()
+    store.close()
+
+
+def test_it_behaves_like_a_dictionary_under_random_use(store, clock):
+    rng = random.Random(7)
+    expected: dict[bytes, Stored] = {}
+    for step in range(300):
+        n = key(rng.randrange(20))
+        clock.now += 1
+        match rng.randrange(10):
+            case 0 | 1 | 2 | 3:
+                stored = answer(clock, body=rng.randbytes(rng.randrange(5000)), ttl_s=rng.randrange(1, 200))
+                store.put(n, stored)
+                expected[n] = stored
+            case 4:
+                settle(store)
+            case 5 if step % 7 == 0:
+                store.purge()
+                expected.clear()
+            case _:
+                want = expected.get(n)
+                assert store.get(n) == (want if want and want.expires > clock.now else None)
+
+
+# Memory
+
+
+def test_memory_forgets_the_least_recently_used(clock):
+    store = MemoryStore(2, 1 << 20, clock)
+    store.put(key(1), answer(clock))
+    store.put(key(2), answer(clock))
+    assert store.get(key(1)) is not None
+    store.put(key(3), answer(clock))
+    assert store.get(key(2)) is None
+    assert store.get(key(1)) is not None and store.get(key(3)) is not None
+    assert store.stats()["evictions"] == 1
+
+
+def test_memory_counts_bytes_rightly(clock):
+    store = MemoryStore(100, 10 * (1000 + ENTRY_OVERHEAD_BYTES), clock)
+    for n in range(25):
+        store.put(key(n % 15), answer(clock, b"x" * 1000))
+    assert store.stats()["entries"] == 10
+    assert store.stats()["bytes"] == 10 * (1000 + ENTRY_OVERHEAD_BYTES)
+    store.put(key(100), answer(clock, b"x" * 5000))
+    assert store.stats()["bytes"] <= 10 * (1000 + ENTRY_OVERHEAD_BYTES)
+    clock.now += 1000
+    for n in [*range(15), 100]:
+        store.get(key(n))
+    assert store.stats()["bytes"] == 0
+
+
+# The shared file
+
+
+def run(code: str, folder: Path, *, check: bool = True) -> str:
+    """Run Python in another process, with `store` and `clock` at hand."""
+    head = (
+        "import sys, time, os; from pathlib import Path\n"
+        f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from test_answer_store import *\n"
+        "clock = SystemClock()\n"
+        f"store = LmdbStore(Path({str(folder)!r}), 16 << 20, clock, MemoryStore(100, 1 << 20, clock))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", head + code], capture_output=True, text=True, timeout=60, check=False)
+    if check:
+        assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.fixture
+def shared(tmp_path):
+    clock = SystemClock()
+    store = LmdbStore(tmp_path / "cache", 16 << 20, clock, MemoryStore(100, 1 << 20, clock))
+    yield store
+    store.close()
+
+
+def wait_for(condition, within_s: float = 10.0) -> None:
+    end = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < end, "did not come true in time"
+        time.sleep(0.01)
+
+
+def test_the_writer_writes_without_being_asked(shared, tmp_path):
+    shared.put(key(1), answer(SystemClock()))
+    wait_for(lambda: run("print(store.get(key(1)) is not None)", tmp_path / "cache") == "True")
+
+
+def test_another_process_sees_what_was_put_and_a_purge_there_is_seen_here(shared, tmp_path):
+    for n in range(5):
+        shared.put(key(n), answer(SystemClock(), b"body %d" % n))
+    shared.flush()
+    assert shared.get(key(1)) is not None  # in this process's memory too
+    printed = run("print(store.get(key(3)).body.decode(), store.purge())", tmp_path / "cache")
+    assert printed == "body 3 5"
+    assert [shared.get(key(n)) for n in range(5)] == [None] * 5
+    shared.put(key(1), answer(SystemClock(), b"fresh"))
+    shared.flush()
+    assert run("print(store.get(key(1)).body.decode())", tmp_path / "cache") == "fresh"
+
+
+def test_a_put_that_waits_during_a_purge_elsewhere_stays_dead(shared, tmp_path):
+    with shared._write_lock:  # as if the writer were slow
+        shared.put(key(1), answer(SystemClock()))
+        assert run("print(store.purge())", tmp_path / "cache") == "0"
+    shared.flush()
+    assert shared.get(key(1)) is None
+    assert run("print(store.get(key(1)))", tmp_path / "cache") == "None"
+
+
+def test_a_refresh_in_one_process_replaces_the_answer_in_the_memory_of_another(shared, tmp_path):
+    shared.put(key(1), answer(SystemClock(), b"old"))
+    shared.flush()
+    run("store.put(key(1), answer(clock, b'new')); store.close()", tmp_path / "cache")
+    found = shared.get(key(1))
+    assert found is not None and found.body == b"new"
+
+
+def test_of_two_equal_calls_in_flight_one_answer_is_kept(shared, tmp_path):
+    before = time.time() - 1  # both requests began before either answer was there
+    first = msgspec.structs.replace(answer(SystemClock(), b"first"), created=before)
+    shared.put(key(1), first)
+    shared.flush()
+    run(
+        f"store.put(key(1), msgspec.structs.replace(answer(clock, b'second'), created={before!r})); store.close()",
+        tmp_path / "cache",
+    )
+    assert run("print(store.get(key(1)).body.decode())", tmp_path / "cache") == "first"
+
+
+def test_it_survives_a_restart(tmp_path, clock):
+    store = LmdbStore(tmp_path, 16 << 20, clock)
+    store.put(key(1), answer(clock))
+    store.close()
+    again = LmdbStore(tmp_path, 16 << 20, clock)
+    assert again.get(key(1)) == answer(clock)
+    again.close()
+
+
+def test_a_deleted_generation_file_revives_nothing(tmp_path, clock):
+    store = LmdbStore(tmp_path, 16 << 20, clock)
+    store.put(key(1), answer(clock))
+    store.close()
+    (tmp_path / "generation").unlink()
+    clock.now += 1
+    again = LmdbStore(tmp_path, 16 << 20, clock)
+    assert again.get(key(1)) is None
+    again.close()
+
+
+def test_a_full_map_evicts_the_oldest_and_goes_on(tmp_path, clock):
+    store = LmdbStore(tmp_path, 1 << 20, clock)
+    for n in range(400):
+        clock.now += 0.01
+        store.put(key(n), answer(clock, random.Random(n).randbytes(10_000)))
+        if n % 3 == 0:
+            store.flush()
+    store.flush()
+    figures = store.stats()
+    assert figures["errors"] == 0
+    assert figures["bytes"] <= 1 << 20
+    assert figures["evictions"] > 250 and figures["entries"] > 30
+    assert store.get(key(399)) is not None and store.get(key(0)) is None
+    store.close()
+    assert (tmp_path / "answers" / "data.mdb").stat().st_size <= 1 << 20
+
+
+def test_a_limit_that_was_lowered_is_reached_by_evicting(tmp_path, clock):
+    store = LmdbStore(tmp_path, 16 << 20, clock)
+    for n in range(300):
+        clock.now += 0.01
+        store.put(key(n), answer(clock, random.Random(n).randbytes(10_000)))
+        if n % 50 == 0:
+            store.flush()
+    store.close()
+    store = LmdbStore(tmp_path, 1 << 20, clock)
+    clock.now += 1
+    store.put(key(1000), answer(clock, b"x" * 10_000))
+    store.flush()
+    assert store.stats()["bytes"] <= 1 << 20
+    assert store.get(key(1000)) is not None
+    store.close()
+
+
+def test_an_answer_that_no_room_can_be_made_for_is_counted(tmp_path, clock, monkeypatch):
+    store = LmdbStore(tmp_path, 1 << 20, clock)
+    monkeypatch.setattr(store, "_write_records", lambda *_: (_ for _ in ()).throw(lmdb.MapFullError("full")))
+    store.put(key(1), answer(clock))
+    store.flush()
+    assert store.stats()["errors"] == 1
+    monkeypatch.undo()
+    store.put(key(1), answer(clock))
+    store.flush()
+    assert store.get(key(1)) is not None
+    store.close()
+
+
+def test_expired_entries_leave_the_file_as_new_ones_come(tmp_path, clock):
+    store = LmdbStore(tmp_path, 16 << 20, clock)
+    for n in range(20):
+        store.put(key(n), answer(clock, ttl_s=10))
+    store.flush()
+    clock.now += 20
+    store.put(key(100), answer(clock))
+    store.flush()
+    assert store.stats()["entries"] == 1
+    store.close()
+
+
+def test_more_than_the_queue_holds_is_counted(tmp_path, clock):
+    store = LmdbStore(tmp_path, 16 << 20, clock, MemoryStore(10, 1 << 20, clock))
+    with store._write_lock:
+        for n in range(3000):
+            store.put(key(n), answer(clock))
+    assert store.stats()["errors"] > 0
+    assert store.get(key(2999)) is not None  # from memory
+    store.close()
+
+
+def test_a_batch_that_cannot_be_encoded_does_not_end_the_writer(tmp_path, clock):
+    store = LmdbStore(tmp_path, 16 << 20, clock)
+    store.put(key(1), msgspec.structs.replace(answer(clock), model="\ud800"))
+    wait_for(lambda: store.stats()["errors"] == 1)
+    store.put(key(2), answer(clock))
+    wait_for(lambda: store.stats()["entries"] == 1)
+    store.close()
+
+
+def fill(folder: Path, clock, count: int = 300) -> None:
+    store = LmdbStore(folder, 16 << 20, clock)
+    for n in range(count):
+        store.put(key(n), answer(clock, random.Random(n).randbytes(3000)))
+        if n % 50 == 0:
+            store.flush()
+    store.close()
+
+
+def damage(data: Path, how: str) -> None:
+    whole = data.read_bytes()
+    if how == "garbage":
+        data.write_bytes(b"this is no database" * 1000)
+    elif how == "cut short":
+        data.write_bytes(whole[: len(whole) // 2 // 4096 * 4096])
+    elif how == "empty":
+        data.write_bytes(b"")
+    else:  # flipped bits in every answer
+        data.write_bytes(whole[:8192] + whole[8192:].replace(b"gpt-4o-mini-x", b"gpt-4o-mini-y"))
+
+
+@pytest.mark.parametrize("how", ["garbage", "cut short", "empty", "flipped"])
+def test_a_damaged_file_means_misses_and_never_wrong_answers(tmp_path, clock, how):
+    folder = tmp_path / "cache"
+    fill(folder, clock)
+    damage(folder / "answers" / "data.mdb", how)
+    store = LmdbStore(folder, 16 << 20, clock)
+    assert [store.get(key(n)) for n in range(300)] == [None] * 300
+    store.put(key(1), answer(clock))
+    store.flush()
+    store.close()
+    again = LmdbStore(folder, 16 << 20, clock)
+    assert again.get(key(1)) == answer(clock)
+    again.close()
+    assert (folder / "answers.corrupt").exists() == (how in ("garbage", "cut short"))
+
+
+def test_damage_found_in_use_makes_the_next_start_begin_anew(tmp_path, clock, caplog):
+    folder = tmp_path / "cache"
+    fill(folder, clock)
+    store = LmdbStore(folder, 16 << 20, clock)
+    store._failed("cannot be read", lmdb.CorruptedError("wrong page"))
+    store.close()
+    again = LmdbStore(folder, 16 << 20, clock)
+    assert again.stats()["entries"] == 0
+    assert (folder / "answers.corrupt").is_dir() and not (folder / "corrupt").exists()
+    again.close()
+    assert sum("set aside" in line for line in caplog.messages) == 1
+
+
+def test_an_unusable_folder_leaves_the_memory(tmp_path, clock, caplog):
+    (tmp_path / "cache").write_text("a file where the folder should be")
+    store = LmdbStore(tmp_path / "cache", 16 << 20, clock, MemoryStore(100, 1 << 20, clock))
+    store.put(key(1), answer(clock))
+    assert store.get(key(1)) == answer(clock)
+    assert store.stats()["entries"] == 1 and store.stats()["errors"] >= 1
+    assert store.purge() == 1
+    assert store.get(key(1)) is None
+    store.close()
+    assert len(caplog.messages) == 1
+
+
+def test_a_second_opening_in_one_process_harms_nothing(tmp_path, clock):
+    folder = tmp_path / "cache"
+    fill(folder, clock, 10)
+    first = LmdbStore(folder, 16 << 20, clock)
+    second = LmdbStore(folder, 16 << 20, clock, MemoryStore(10, 1 << 20, clock))  # LMDB allows only one
+    assert second.stats()["errors"] == 1
+    assert first.get(key(1)) is not None
+    assert second.purge() == 0  # ... but the other hears of it
+    assert first.get(key(1)) is None
+    second.close()
+    first.close()
+    assert not (folder / "answers.corrupt").exists()
+
+
+def test_killed_in_the_middle_of_writing_it_loses_only_the_last_moments(tmp_path):
+    folder = tmp_path / "cache"
+    code = (
+        "import sys; from pathlib import Path\n"
+        f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from test_answer_store import *\n"
+        "clock = SystemClock()\n"
+        f"store = LmdbStore(Path({str(folder)!r}), 64 << 20, clock)\n"
+        "for n in range(10**9):\n"
+        "    store.put(key(n), answer(clock, random.Random(n).randbytes(5000)))\n"
+        "    if n % 100 == 99: store.flush(); print(n, flush=True)\n"
+    )
+    for _ in range(3):
+        child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+        assert child.stdout is not None
+        for _ in range(5):
+            written = int(child.stdout.readline())
+        time.sleep(random.random() / 50)
+        os.kill(child.pid, signal.SIGKILL)
+        child.wait()
+        child.stdout.close()
+        store = LmdbStore(folder, 64 << 20, SystemClock())
+        for n in range(written - 300, written + 1):
+            found = store.get(key(n))
+            assert found is not None and found.body == random.Random(n).randbytes(5000)
+        assert store.stats()["errors"] == 0
+        store.put(key(1 << 40), answer(SystemClock()))
+        store.flush()
+        store.close()
+
+
+def test_files_are_for_their_owner_only(tmp_path, clock):
+    folder = tmp_path / "cache"
+    fill(folder, clock, 1)
+    for path in [folder, *folder.rglob("*")]:
+        assert path.stat().st_mode & 0o007 == 0, path
+    assert folder.stat().st_mode & 0o077 == 0

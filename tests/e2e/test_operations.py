@@ -1,0 +1,364 @@
+"""Running it: reload, shutdown, workers that share a cache, keys, what one request did, metrics and health."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import anthropic
+import openai
+import pytest
+from asking import SAME, Got, Pair, error_of, name_of, send
+from conftest import MakeGateway
+from gateway_process import TRIMTAB, Gateway, free_port, hashed, new_id, two_upstreams
+from upstream import Upstream, wait_until
+from upstream_shapes import DEFAULT_TEXT, Act
+
+SAME_PAIRS = pytest.mark.parametrize("pair", SAME, ids=name_of)
+
+
+@pytest.fixture(scope="module")
+def gateway(gateways: MakeGateway, upstream: Upstream) -> Gateway:
+    return gateways(two_upstreams(upstream.port))
+
+
+def said(pair: Pair, got: Got) -> str:
+    """The text of a buffered answer."""
+    if pair.dialect == "openai":
+        return str(got.json["choices"][0]["message"]["content"])
+    return str(got.json["content"][0]["text"])
+
+
+# Health, metrics, one request -----------------------------------------------------------------------------------------
+
+
+def test_health(gateway: Gateway) -> None:
+    assert gateway.get("/healthz")[0] == 200
+    assert gateway.get("/readyz")[0] == 200
+
+
+_SAMPLE = re.compile(
+    r'^[a-zA-Z_:][a-zA-Z0-9_:]*(\{([a-zA-Z_][a-zA-Z0-9_]*="(\\.|[^"\\\n])*",?)*\})? (NaN|[+-]?Inf|[+-]?[0-9.eE+-]+)$'
+)
+_COMMENT = re.compile(r"^# (HELP [a-zA-Z_:][a-zA-Z0-9_:]* .*|TYPE [a-zA-Z_:][a-zA-Z0-9_:]* (counter|gauge|histogram))$")
+
+
+def test_metrics_are_prometheus_text(gateway: Gateway, upstream: Upstream) -> None:
+    pair = Pair("openai", "gpt")
+    send(gateway, pair, pair.body(upstream.prompt()), {"x-trimtab-route": 'odd"name'})
+    send(gateway, pair, pair.body(upstream.prompt(), stream=True))
+    status, text = gateway.get("/metrics")
+    assert status == 200
+    lines = text.decode().splitlines()
+    assert text.endswith(b"\n")
+    typed: dict[str, str] = {}
+    for line in lines:
+        assert _SAMPLE.match(line) or _COMMENT.match(line), line
+        if line.startswith("# TYPE"):
+            _, _, name, kind = line.split()
+            assert name not in typed
+            typed[name] = kind
+    samples = [line.rpartition(" ")[0] for line in lines if not line.startswith("#")]
+    assert len(samples) == len(set(samples))
+    assert any(s.startswith("trimtab_requests_total{") and 'end="ok"' in s for s in samples)
+    for sample in samples:
+        name = sample.split("{")[0]
+        base = re.sub(r"_(bucket|sum|count)$", "", name)
+        assert typed.get(name) or typed.get(base) == "histogram", name
+
+
+@SAME_PAIRS
+@pytest.mark.parametrize("stream", [False, True], ids=["buffered", "streamed"])
+def test_one_request_in_full(gateway: Gateway, upstream: Upstream, pair: Pair, stream: bool) -> None:
+    got = send(gateway, pair, pair.body(upstream.prompt(), stream=stream))
+    key = {"authorization": "Bearer sk-client"}
+    status, body = gateway.get(f"/v1/trimtab/requests/{got.request_id}", key)
+    assert status == 200
+    detail = json.loads(body)
+    text = json.dumps(detail)
+    assert detail["id"] == got.request_id
+    assert detail["cost_nusd"] == 110_000
+    decisions = detail["detail"]["decisions"]
+    assert [(d["lever"], d["slot"], d["reason"]) for d in decisions] == [("exact_cache", "REUSE_EXACT", "miss")]
+    assert {"auth", "parse", "exact_cache", "model_ttft", "model_stream"} <= set(detail["detail"]["stages"])
+    attempts = detail["attempts"]
+    assert [(a["engine"], a["end"], a["status"]) for a in attempts] == [
+        ("oai" if pair.model == "gpt" else "ant", "ok", 200)
+    ]
+    assert (attempts[0]["upstream_id"] or "").startswith("req_")
+    assert detail["price_source"]
+    assert DEFAULT_TEXT not in text  # no answer is stored there
+    assert gateway.get("/v1/trimtab/requests/tt-nonsense", key)[0] == 404
+
+
+def test_export_and_summary(gateway: Gateway, upstream: Upstream) -> None:
+    workflow = new_id()
+    pair = Pair("openai", "gpt")
+    for _ in range(3):
+        send(gateway, pair, pair.body(upstream.prompt()), {"x-trimtab-workflow": workflow})
+    gateway.ledger(workflow=workflow, count=3)
+    done = gateway.trimtab("ledger", "export", "--format", "jsonl", "--output", "-")
+    assert done.returncode == 0, done.stderr
+    rows = [row for line in done.stdout.splitlines() if (row := json.loads(line))["workflow"] == workflow]
+    assert [row["cost_nusd"] for row in rows] == [110_000] * 3
+    done = gateway.trimtab("ledger", "summary", "--by", "workflow", "--json")
+    assert done.returncode == 0, done.stderr
+    assert workflow in done.stdout
+    assert "330000" in done.stdout.replace(",", "").replace("_", "")
+
+
+# Reload ---------------------------------------------------------------------------------------------------------------
+
+
+class Load:
+    """Clients that keep asking until told to stop, and remember what went wrong."""
+
+    def __init__(self, gateway: Gateway, upstream: Upstream) -> None:
+        self.gateway = gateway
+        self.problems: list[str] = []
+        self.answered = 0
+        self._markers = [upstream.prompt(), upstream.prompt(Act(gap_s=0.03)), upstream.prompt(Act(head_after_s=0.2))]
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._run, args=(n,)) for n in range(4)]
+
+    def __enter__(self) -> Load:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(30)
+
+    def _run(self, n: int) -> None:
+        with self.gateway.openai() as client:
+            while not self._stop.is_set():
+                messages: Any = [{"role": "user", "content": self._markers[n % len(self._markers)]}]
+                try:
+                    if n % 2:
+                        reply = client.chat.completions.create(model="gpt", messages=messages)
+                        text = reply.choices[0].message.content
+                    else:
+                        chunks = client.chat.completions.create(model="gpt", messages=messages, stream=True)
+                        text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+                    if text != DEFAULT_TEXT:
+                        self.problems.append(f"got {text!r}")
+                    self.answered += 1
+                except Exception as problem:  # whatever it is, it is the finding
+                    self.problems.append(repr(problem))
+
+
+def listed(gateway: Gateway) -> set[str]:
+    return {model["id"] for model in json.loads(gateway.get("/v1/models")[1])["data"]}
+
+
+def test_reload_under_load_drops_nothing(gateways: MakeGateway, upstream: Upstream) -> None:
+    gateway = gateways(two_upstreams(upstream.port), server="workers = 2")
+    with Load(gateway, upstream) as load:
+        for n in range(3):
+            wait_until(lambda: load.answered > 10, 20, "the load to run")
+            name = f"new-model-{n}"
+            gateway.write_config(two_upstreams(upstream.port, models=f'[models.{name}]\nengine = "ant"\n'))
+            gateway.signal(signal.SIGHUP)
+            # Each worker reloads for itself: ask several times, each over a connection of its own.
+            wait_until(lambda name=name: all(name in listed(gateway) for _ in range(6)), 15, f"{name} to be listed")
+            load.answered = 0
+        wait_until(lambda: load.answered > 10, 20, "the load to go on")
+    assert load.problems == []
+    pair = Pair("openai", "new-model-2")
+    assert send(gateway, pair, pair.body(upstream.prompt())).status == 200
+
+
+def test_a_broken_configuration_keeps_the_old_one(gateways: MakeGateway, upstream: Upstream) -> None:
+    good = two_upstreams(upstream.port)
+    gateway = gateways(good)
+    before = listed(gateway)
+    gateway.write_config(good + '\n[models.broken]\nengine = "no-such-engine"\n')
+    gateway.signal(signal.SIGHUP)
+    wait_until(lambda: "models.broken" in gateway.log(), 10, "the mistake to be reported")
+    assert "no-such-engine" in gateway.log()
+    assert listed(gateway) == before
+    pair = Pair("openai", "gpt")
+    assert send(gateway, pair, pair.body(upstream.prompt())).status == 200
+    gateway.write_config(good + '\n[models.mended]\nengine = "oai"\n')
+    gateway.signal(signal.SIGHUP)
+    wait_until(lambda: "mended" in listed(gateway), 10, "the mended configuration")
+
+
+def test_sigterm_lets_a_stream_finish(gateways: MakeGateway, upstream: Upstream) -> None:
+    gateway = gateways(two_upstreams(upstream.port))
+    prompt, workflow = upstream.prompt(Act(gap_s=0.1)), new_id()
+    with gateway.openai() as client:
+        stream = client.chat.completions.create(
+            model="gpt",
+            messages=[{"role": "user", "content": prompt}],
+            stream=True,
+            extra_headers={"x-trimtab-workflow": workflow},
+        )
+        text = next(stream).choices[0].delta.content or ""
+        gateway.signal(signal.SIGTERM)
+        text += "".join(chunk.choices[0].delta.content or "" for chunk in stream)
+    assert text == DEFAULT_TEXT
+    assert gateway.stop() == 0
+    assert gateway.row(workflow=workflow)["end"] == "ok"
+    with pytest.raises(OSError):
+        gateway.get("/healthz")
+
+
+# Workers --------------------------------------------------------------------------------------------------------------
+
+
+def worker_of(got: Got) -> str:
+    """Request ids begin with a part of their own for each worker process, and end in a counter of 8 digits."""
+    return got.request_id[:-8]
+
+
+def test_workers_share_the_cache_and_a_purge_reaches_all(gateways: MakeGateway, upstream: Upstream) -> None:
+    gateway = gateways(two_upstreams(upstream.port), server="workers = 2")
+    pair = Pair("openai", "gpt")
+    prompt = upstream.prompt(Act(text="old"), Act(text="new"))
+    body = pair.body(prompt)
+
+    def ask_until_both(cache: str) -> list[Got]:
+        answers = [send(gateway, pair, body)]
+        time.sleep(0.5)  # what one worker stores reaches the others in batches
+        deadline = time.monotonic() + 20
+        while len({worker_of(got) for got in answers}) < 2 or len(answers) < 8:
+            assert time.monotonic() < deadline, "only one worker ever answered"
+            answers.append(send(gateway, pair, body))
+        assert {got.headers["x-trimtab-cache"] for got in answers[1:]} == {"hit"}
+        assert answers[0].headers["x-trimtab-cache"] == cache
+        return answers
+
+    first = ask_until_both("miss")
+    assert {said(pair, got) for got in first} == {"old"}
+    assert len(upstream.requests(prompt)) == 1
+    done = gateway.trimtab("cache", "purge")
+    assert done.returncode == 0, done.stderr
+    after = ask_until_both("miss")
+    assert {said(pair, got) for got in after} == {"new"}
+    assert len(upstream.requests(prompt)) == 2
+
+
+def test_the_cache_survives_a_restart(gateways: MakeGateway, upstream: Upstream) -> None:
+    gateway = gateways(two_upstreams(upstream.port))
+    pair = Pair("anthropic", "claude")
+    body = pair.body(upstream.prompt())
+    first = send(gateway, pair, body)
+    gateway.stop()
+    gateway.start()
+    second = send(gateway, pair, body)
+    assert [got.headers["x-trimtab-cache"] for got in (first, second)] == ["miss", "hit"]
+    assert first.json == second.json
+
+
+# Keys -----------------------------------------------------------------------------------------------------------------
+
+ACME, GLOBEX = "tt-acme-0123456789abcdef", "tt-globex-0123456789abcdef"
+
+
+@pytest.fixture(scope="module")
+def keyed(gateways: MakeGateway, upstream: Upstream) -> Gateway:
+    keys = f"""
+[keys.acme]
+hash = "{hashed(ACME)}"
+tenant = "acme"
+[keys.globex]
+hash = "{hashed(GLOBEX)}"
+tenant = "globex"
+routes = ["chat"]
+"""
+    config = two_upstreams(upstream.port, extra=keys)
+    for engine, variable in (("oai", "E2E_OPENAI"), ("ant", "E2E_ANTHROPIC")):
+        config = config.replace(f"[engines.{engine}]\n", f'[engines.{engine}]\napi_key_env = "{variable}"\n')
+    return gateways(config, {"E2E_OPENAI": "sk-secret-openai", "E2E_ANTHROPIC": "sk-secret-anthropic"})
+
+
+@pytest.mark.parametrize("key", ["sk-unknown", ACME + "x"])
+def test_a_wrong_key_is_refused_in_both_shapes(keyed: Gateway, upstream: Upstream, key: str) -> None:
+    prompt = upstream.prompt()
+    messages: Any = [{"role": "user", "content": prompt}]
+    with keyed.openai(key=key) as client, pytest.raises(openai.AuthenticationError) as refused:
+        client.chat.completions.create(model="gpt", messages=messages)
+    assert refused.value.code == "invalid_api_key"
+    with keyed.openai(key=key) as client, pytest.raises(openai.AuthenticationError):
+        client.models.list()
+    with keyed.anthropic(key=key) as client, pytest.raises(anthropic.AuthenticationError) as refused_too:
+        client.messages.create(model="claude", max_tokens=9, messages=messages)
+    body: Any = refused_too.value.body
+    assert (body["type"], body["error"]["type"]) == ("error", "authentication_error")
+    with keyed.anthropic(key=key) as client, pytest.raises(anthropic.AuthenticationError):
+        client.messages.count_tokens(model="claude", messages=messages)
+    assert upstream.requests(prompt) == []
+    assert key not in keyed.log()
+
+
+def test_the_key_names_the_tenant_and_the_secret_stays_here(keyed: Gateway, upstream: Upstream) -> None:
+    prompt, workflow = upstream.prompt(), new_id()
+    headers = {"x-trimtab-workflow": workflow}
+    messages: Any = [{"role": "user", "content": prompt}]
+    with keyed.openai(key=ACME) as client:
+        client.chat.completions.create(model="gpt", messages=messages, extra_headers=headers)
+    with keyed.anthropic(key=ACME) as client:
+        client.messages.create(model="claude", max_tokens=9, messages=messages, extra_headers=headers)
+    rows = keyed.ledger(workflow=workflow, count=2)
+    assert [row["tenant"] for row in rows] == ["acme", "acme"]
+    first, second = upstream.requests(prompt)
+    assert first.headers["authorization"] == "Bearer sk-secret-openai"
+    assert second.headers["x-api-key"] == "sk-secret-anthropic"
+    assert ACME not in str(first.headers) + str(second.headers)
+
+
+def test_tenants_share_nothing(keyed: Gateway, upstream: Upstream) -> None:
+    prompt = upstream.prompt(Act(text="for the first"), Act(text="for the second"))
+    messages: Any = [{"role": "user", "content": prompt}]
+    texts = []
+    for key in (ACME, GLOBEX):
+        with keyed.openai(key=key) as client:
+            reply = client.chat.completions.with_raw_response.create(
+                model="gpt", messages=messages, temperature=0, extra_headers={"x-trimtab-route": "chat"}
+            )
+            texts.append(reply.parse().choices[0].message.content)
+            assert reply.headers["x-trimtab-cache"] == "miss"
+            request_id = reply.headers["x-trimtab-request-id"]
+    assert texts == ["for the first", "for the second"]
+    path = f"/v1/trimtab/requests/{request_id}"
+    assert keyed.get(path, {"authorization": f"Bearer {GLOBEX}"})[0] == 200
+    assert keyed.get(path, {"authorization": f"Bearer {ACME}"})[0] == 404
+    assert keyed.get(path)[0] == 401
+
+
+def test_a_key_is_kept_to_its_routes(keyed: Gateway, upstream: Upstream) -> None:
+    messages: Any = [{"role": "user", "content": upstream.prompt()}]
+    with keyed.openai(key=GLOBEX) as client, pytest.raises(openai.PermissionDeniedError):
+        client.chat.completions.create(model="gpt", messages=messages)
+
+
+@SAME_PAIRS
+def test_the_upstreams_refusal_of_our_secret_is_not_the_clients_fault(
+    keyed: Gateway, upstream: Upstream, pair: Pair
+) -> None:
+    body = pair.body(upstream.prompt(Act(status=401)))
+    key = {"x-api-key": ACME} if pair.dialect == "anthropic" else {"authorization": f"Bearer {ACME}"}
+    got = send(keyed, pair, body, key)
+    assert got.status == 502
+    assert "api_key_env" in error_of(pair, got)["message"]
+
+
+def test_without_keys_it_binds_to_loopback_only(tmp_path: Path, upstream: Upstream) -> None:
+    config = tmp_path / "trimtab.toml"
+    server = f'[server]\nhost = "0.0.0.0"\nport = {free_port()}\ndata_dir = "{tmp_path / "data"}"\n'
+    config.write_text(server + two_upstreams(upstream.port))
+    done = subprocess.run(
+        [str(TRIMTAB), "serve", "--config", str(config)], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert done.returncode not in (0, None)
+    assert "keys" in done.stderr
+    assert "Traceback" not in done.stderr
