@@ -21,10 +21,11 @@ from trimtab.errors import (
     UpstreamInvalid,
     UpstreamStatus,
     UpstreamTimeout,
+    UpstreamUnreachable,
 )
 from trimtab.flight import BusyShare, Deadline, Deadlines, Finish, Flight, Head, Header, Message
 from trimtab.ports import Clock, Engine, Journal, Sink, UpstreamReply
-from trimtab.protocols import CODECS, StreamTranslator, translate_error, translate_reply, translate_request
+from trimtab.protocols import CODECS, Scanner, StreamTranslator, translate_error, translate_reply, translate_request
 from trimtab.types import (
     NO_USAGE,
     Attempt,
@@ -57,8 +58,8 @@ class _Call:
     """
 
     __slots__ = (
-        "_mark", "_owner", "attempt", "deadline", "engine", "finish", "first_s", "flight", "last_at", "machine_s",
-        "model", "n", "reply", "start_s", "usage", "usage_source", "whole",
+        "_mark", "_owner", "at_end", "attempt", "deadline", "engine", "finish", "first_s", "flight", "last_at",
+        "machine_s", "model", "n", "reply", "start_s", "usage", "usage_source", "whole",
     )  # fmt: skip
 
     def __init__(self, owner: Dispatcher, flight: Flight, attempt: Attempt, engine: Engine) -> None:
@@ -74,6 +75,7 @@ class _Call:
         self.usage = NO_USAGE
         self.usage_source = "none"
         self.whole = False  # the reply came to its own end
+        self.at_end = False  # its body ended, with or without its end mark
         self.machine_s = 0.0
 
     def __enter__(self) -> _Call:
@@ -130,10 +132,10 @@ class Dispatcher:
         self._jitter = jitter
         self._drains: set[asyncio.Task[None]] = set()
 
-    async def execute(self, flight: Flight, plan: Plan, sink: Sink, head: Head, keep: bool) -> Finish:
+    async def execute(self, flight: Flight, plan: Plan, sink: Sink, head: Head) -> Finish:
         """Run the plan. Raises the last attempt's error when none was answered.
 
-        `head` makes our response headers; `keep` asks for `flight.reply`, the whole answer, for the levers.
+        `head` makes our response headers. Where a lever asked for it, `flight.reply` is the whole answer.
         """
         sink.watch()
         error: TrimtabError | None = None
@@ -158,7 +160,7 @@ class Dispatcher:
                 spent.add(attempt.target)
                 continue
             try:
-                return await self._attempt(flight, attempt, engine, sink, head, keep)
+                return await self._attempt(flight, attempt, engine, sink, head)
             except UpstreamError as exc:
                 error = exc
                 if flight.started or (isinstance(exc, UpstreamStatus) and exc.status in _FATAL_STATUS):
@@ -194,9 +196,7 @@ class Dispatcher:
                 _read_usage(call, b"".join(seen))
             return Finish(reply.status, None, b"")
 
-    async def _attempt(
-        self, flight: Flight, attempt: Attempt, engine: Engine, sink: Sink, head: Head, keep: bool
-    ) -> Finish:
+    async def _attempt(self, flight: Flight, attempt: Attempt, engine: Engine, sink: Sink, head: Head) -> Finish:
         request = flight.request
         body = _upstream_body(request, attempt.target, engine.dialect)
         with _Call(self, flight, attempt, engine) as call:
@@ -206,11 +206,11 @@ class Dispatcher:
             if call.reply.status >= 300:
                 raise await _status_error(call, request)
             if request.stream:
-                return await self._stream(flight, call, sink, head, keep)
+                return await self._stream(flight, call, sink, head)
             call.deadline.at, call.deadline.label = call.last_at, "total_s"
-            return await self._buffered(flight, call, keep)
+            return await self._buffered(flight, call)
 
-    async def _buffered(self, flight: Flight, call: _Call, keep: bool) -> Finish:
+    async def _buffered(self, flight: Flight, call: _Call) -> Finish:
         request, reply, dialect = flight.request, call.reply, call.engine.dialect
         assert reply is not None
         body = await reply.read(self._max_response_bytes)
@@ -226,70 +226,45 @@ class Dispatcher:
         flight.status = 200
         flight.served = call.attempt.target
         flight.response_bytes = len(body)
-        if keep:
-            flight.reply = _reply(call, body, request)
+        if flight.wants_reply:
+            flight.make_reply = lambda: _reply(call, body, request)
         return Finish(200, [(b"content-type", b"application/json")], body)
 
-    async def _stream(self, flight: Flight, call: _Call, sink: Sink, head: Head, keep: bool) -> Finish:
-        request, reply, limits, mono = flight.request, call.reply, call.attempt.timeouts, self.clock.mono
-        deadline = call.deadline
-        assert reply is not None
-        if reply.content_type != "text/event-stream":
-            raise UpstreamInvalid(
-                f"{call.engine.name} answered {reply.content_type or 'no content type'}, not an event stream"
-            )
-        dialect = call.engine.dialect
-        scanner = (
-            CODECS[dialect].scanner(strip_usage=not request.wants_usage)
-            if dialect == request.dialect
-            else StreamTranslator(dialect, request.dialect, include_usage=request.wants_usage)
-        )
-        held = b""  # what came before the first token: until then the attempt can still be retried
-        kept: list[bytes] = []
+    async def _stream(self, flight: Flight, call: _Call, sink: Sink, head: Head) -> Finish:
+        """Forward every piece but the end mark. Nothing is sent before the first token: until then it can be retried."""
+        request, deadline, idle_s = flight.request, call.deadline, call.attempt.timeouts.idle_s
+        scanner = _scanner(call, request)
+        kept: list[bytes] | None = [] if flight.wants_reply else None
+        out: bytes | None
         try:
-            while not scanner.ended:
-                piece = await reply.next()
-                out = scanner.close() if piece is None else scanner.feed(piece)
-                if not flight.started:
-                    held += out
-                    if scanner.first_token:
-                        call.first_s = flight.ttft_s = mono() - request.start
-                    elif scanner.error:
-                        raise UpstreamInvalid(f"{call.engine.name} reported inside the stream: {scanner.error}")
-                    elif piece is not None and not scanner.ended:
-                        continue
-                    out = held
+            out = await _until_first_token(call, scanner)
+            call.first_s = flight.ttft_s = self.clock.mono() - request.start
+            await self._start_stream(flight, call, sink, head)
+            while out is not None:
                 if out:
-                    if not flight.started:
-                        await self._start_stream(flight, call, sink, head)
-                    deadline.at, deadline.label = call.last_at, "total_s"  # the client's slowness is not the engine's
-                    if keep:
-                        kept.append(out)
                     flight.chunks += 1
                     flight.response_bytes += len(out)
+                    if kept is not None:
+                        kept.append(out)
+                    deadline.at, deadline.label = call.last_at, "total_s"  # the client's slowness is not the engine's
                     await sink.write(out)
-                if piece is None:
-                    break
-                idle_at = mono() + limits.idle_s
-                if idle_at < call.last_at:
-                    deadline.at, deadline.label = idle_at, "idle_s"
+                deadline.at = self.clock.mono() + idle_s
+                if deadline.at < call.last_at:
+                    deadline.label = "idle_s"
+                else:
+                    deadline.at = call.last_at
+                out = None if scanner.ended or call.at_end else await _next(call, scanner)
         finally:
             call.model, call.finish, call.whole = scanner.model, scanner.finish, scanner.ended
             _count(call, scanner.usage, request.body_bytes, scanner.tokens_seen)
         if scanner.error:
             flight.error = f"the upstream reported an error inside the stream: {scanner.error}"
             flight.end = End.ERROR
-            return Finish(200, None, scanner.tail, cut=not scanner.ended)
-        if not scanner.ended:
-            raise UpstreamCut(f"{call.engine.name} ended the stream before its end mark; what came so far is not whole")
-        if not flight.started:
-            await self._start_stream(flight, call, sink, head)
-        if keep:
+        elif kept is not None:
             kept.append(scanner.tail)
-            body = CODECS[request.dialect].assemble(b"".join(kept))
-            flight.reply = _reply(call, body, request)
+            flight.make_reply = lambda: _reply(call, CODECS[request.dialect].assemble(b"".join(kept)), request)
         flight.response_bytes += len(scanner.tail)
-        return Finish(200, None, scanner.tail)
+        return Finish(200, None, scanner.tail, cut=not scanner.ended)
 
     async def _start_stream(self, flight: Flight, call: _Call, sink: Sink, head: Head) -> None:
         flight.started = True
@@ -314,7 +289,7 @@ class Dispatcher:
             reply.abort()
 
 
-_END_OF: dict[type[UpstreamError], End] = {UpstreamTimeout: End.TIMEOUT, UpstreamCut: End.CUT}
+_END_OF: dict[type[BaseException], End] = {UpstreamTimeout: End.TIMEOUT, UpstreamCut: End.CUT}
 
 
 async def _drain(reply: UpstreamReply) -> None:
@@ -326,6 +301,52 @@ async def _drain(reply: UpstreamReply) -> None:
         pass
     finally:
         reply.abort()
+
+
+def _scanner(call: _Call, request: Request) -> Scanner:
+    """What watches, and where the dialects differ translates, the reply's stream."""
+    kind, dialect = _of(call).content_type, call.engine.dialect
+    if kind != "text/event-stream":
+        raise UpstreamInvalid(f"{call.engine.name} answered {kind or 'no content type'}, not an event stream")
+    if dialect == request.dialect:
+        return CODECS[dialect].scanner(strip_usage=not request.wants_usage)
+    return StreamTranslator(dialect, request.dialect, include_usage=request.wants_usage)
+
+
+def _of(call: _Call) -> UpstreamReply:
+    assert call.reply is not None
+    return call.reply
+
+
+async def _until_first_token(call: _Call, scanner: Scanner) -> bytes:
+    """Everything up to the piece with the first token, or up to the end of a stream that has none.
+
+    Raises UpstreamInvalid, which may be retried, for a stream that fails or ends before either.
+    """
+    held = b""
+    while not scanner.first_token and not scanner.ended:
+        piece = await _of(call).next()
+        held += scanner.close() if piece is None else scanner.feed(piece)
+        if scanner.error:
+            raise UpstreamInvalid(f"{call.engine.name} reported inside the stream: {scanner.error}")
+        if piece is None and not scanner.ended:
+            raise UpstreamInvalid(f"{call.engine.name} ended the stream before its first token")
+    return held
+
+
+async def _next(call: _Call, scanner: Scanner) -> bytes:
+    """The next bytes for the client. Raises UpstreamCut when the stream breaks off."""
+    try:
+        piece = await _of(call).next()
+    except UpstreamUnreachable as exc:
+        raise UpstreamCut(f"{exc.message}; what came so far is not whole") from exc
+    if piece is not None:
+        return scanner.feed(piece)
+    call.at_end = True
+    out = scanner.close()
+    if not scanner.ended and not scanner.error:
+        raise UpstreamCut(f"{call.engine.name} ended the stream before its end mark; what came so far is not whole")
+    return out
 
 
 def _upstream_body(request: Request, target: Target, dialect: Dialect) -> bytes:

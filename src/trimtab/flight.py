@@ -90,8 +90,8 @@ class Flight:
     """What has happened so far to one request: the only mutable thing about it."""
 
     __slots__ = (
-        "attempts", "cache", "chunks", "decisions", "end", "error", "reply", "request", "response_bytes", "served",
-        "stages", "started", "status", "stored", "ttft_s",
+        "attempts", "cache", "chunks", "decisions", "end", "error", "make_reply", "request", "response_bytes", "served",
+        "stages", "started", "status", "stored", "ttft_s", "wants_reply",
     )  # fmt: skip
 
     def __init__(self, request: Request) -> None:
@@ -109,7 +109,8 @@ class Flight:
         self.started = False  # the head went to the client: nothing can be retried any more
         self.stored: Stored | None = None
         self.served: Target | None = None
-        self.reply: Reply | None = None
+        self.wants_reply = False  # a lever asked for the whole reply
+        self.make_reply: Callable[[], Reply] | None = None  # called after the answer is sent, if a lever asked
 
 
 class Finish(NamedTuple):

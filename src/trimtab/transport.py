@@ -27,13 +27,16 @@ _IDLE_S = 50.0  # a pooled connection older than this is not reused: servers and
 class _Connection(asyncio.Protocol):
     """One socket; carries one reply at a time."""
 
-    __slots__ = ("_head_bytes", "_parser", "idle_since", "lost", "origin", "reply", "transport")
+    __slots__ = ("_feed", "_head_bytes", "_parser", "idle_since", "lost", "origin", "reply", "transport")
 
     def __init__(self, origin: Origin) -> None:
         self.origin = origin
         self.lost = False
         self.reply: HttpReply | None = None
         self.idle_since = 0.0
+        self._head_bytes = 0
+        self._parser = httptools.HttpResponseParser(self)  # serves one reply after another
+        self._feed = self._parser.feed_data
         self.transport: asyncio.Transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -42,8 +45,8 @@ class _Connection(asyncio.Protocol):
     def send(self, reply: HttpReply, data: list[bytes]) -> None:
         self.reply = reply
         self._head_bytes = 0
-        self._parser = httptools.HttpResponseParser(self)
-        self.transport.writelines(data)
+        for piece in data:
+            self.transport.write(piece)
 
     def data_received(self, data: bytes) -> None:
         reply = self.reply
@@ -51,7 +54,7 @@ class _Connection(asyncio.Protocol):
             self.transport.abort()
             return
         try:
-            self._parser.feed_data(data)
+            self._feed(data)
         except httptools.HttpParserError as exc:
             reply.fail(UpstreamInvalid(f"{self.origin.label} broke HTTP: {exc}"))
             self.transport.abort()
@@ -123,6 +126,7 @@ class HttpReply:
     """A reply being received. Implements `ports.UpstreamReply`."""
 
     __slots__ = (
+        "_loop",
         "_waiter",
         "buffered",
         "connection",
@@ -145,6 +149,7 @@ class HttpReply:
         self.paused = False
         self.until_close = False
         self.error: Exception | None = None
+        self._loop = connection.origin.loop
         self._waiter: asyncio.Future[None] | None = None
 
     def wake(self) -> None:
@@ -170,8 +175,8 @@ class HttpReply:
             await self._wait()
 
     async def _wait(self) -> None:
-        self._waiter = asyncio.get_running_loop().create_future()
-        await self._waiter
+        self._waiter = waiter = self._loop.create_future()
+        await waiter
 
     async def next(self) -> bytes | None:
         """The bytes that have arrived since the last call, waiting for some; None at the clean end."""
@@ -281,6 +286,7 @@ class Origin:
             self._tls = ssl.create_default_context()
             if ca_file:
                 self._tls.load_verify_locations(cafile=ca_file)
+        self.loop = asyncio.get_running_loop()
         self._idle: list[_Connection] = []
         self._all: set[_Connection] = set()
 
@@ -306,13 +312,13 @@ class Origin:
         while self._idle:
             connection = self._idle.pop()  # the warmest: the others may cool down and be dropped
             if not connection.lost and not connection.transport.is_closing():
-                if asyncio.get_running_loop().time() - connection.idle_since < _IDLE_S:
+                if self.loop.time() - connection.idle_since < _IDLE_S:
                     return connection
                 connection.transport.close()
         return None
 
     async def _connect(self, timeout_s: float) -> _Connection:
-        loop = asyncio.get_running_loop()
+        loop = self.loop
         try:
             async with asyncio.timeout(timeout_s):
                 _, connection = await loop.create_connection(
@@ -335,7 +341,7 @@ class Origin:
 
     def release(self, connection: _Connection) -> None:
         """Take a connection back for the next call."""
-        connection.idle_since = asyncio.get_running_loop().time()
+        connection.idle_since = self.loop.time()
         self._idle.append(connection)
 
     def forget(self, connection: _Connection) -> None:

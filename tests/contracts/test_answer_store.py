@@ -482,3 +482,24 @@ def test_files_are_for_their_owner_only(tmp_path, clock):
     for path in [folder, *folder.rglob("*")]:
         assert path.stat().st_mode & 0o007 == 0, path
     assert folder.stat().st_mode & 0o077 == 0
+
+
+def test_a_clean_end_leaves_nothing_unsynced(tmp_path, clock):
+    store = LmdbStore(tmp_path, 16 << 20, clock)
+    store.put(key(1), answer(clock))
+    store.flush()
+    assert (tmp_path / "unsynced").exists()
+    store.close()
+    assert not (tmp_path / "unsynced").exists()
+
+
+def test_a_machine_that_went_down_while_writing_starts_anew(tmp_path, clock, caplog):
+    store = LmdbStore(tmp_path, 16 << 20, clock)
+    store.put(key(1), answer(clock))
+    store.close()
+    (tmp_path / "unsynced").write_text("another boot")
+    store = LmdbStore(tmp_path, 16 << 20, clock)
+    assert store.get(key(1)) is None
+    assert "went down" in caplog.text
+    assert not (tmp_path / "unsynced").exists()
+    store.close()

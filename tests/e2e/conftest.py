@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from gateway_process import Gateway
-from upstream import Upstream
+from upstream import ClosedPort, Upstream
 
 MakeGateway = Callable[..., Gateway]
 
@@ -16,6 +16,13 @@ def upstream() -> Iterator[Upstream]:
     """The scripted upstream, one for each test process."""
     with Upstream() as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def closed_port() -> Iterator[int]:
+    """A port that refuses connections."""
+    with ClosedPort() as port:
+        yield port
 
 
 @pytest.fixture(scope="module")

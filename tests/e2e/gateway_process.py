@@ -127,6 +127,15 @@ class Gateway:
         self._kill_session()
         self.process.wait(10)
 
+    def children(self, name: str) -> list[int]:
+        """The ids of its processes that bear a name, such as "trimtab-worker0"."""
+        assert self.process is not None
+        return [
+            pid
+            for pid in _session(self.process.pid)
+            if Path(f"/proc/{pid}/comm").read_text().strip() == name and pid != self.process.pid
+        ]
+
     def _kill_session(self) -> None:
         """SIGKILL to all that is left of the session that the process leads, itself last; waits until it is gone."""
         assert self.process is not None

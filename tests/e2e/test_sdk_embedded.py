@@ -29,13 +29,13 @@ def gateway(gateways: MakeGateway) -> Gateway:
     return gateways("", ready_s=300.0)  # the first run on a machine downloads the weights
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def oai(gateway: Gateway):
     with gateway.openai(key="unused") as client:
         yield client
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def ant(gateway: Gateway):
     with gateway.anthropic(key="unused") as client:
         yield client
@@ -66,7 +66,7 @@ def test_openai_stream(oai: openai.OpenAI, gateway: Gateway, usage: bool) -> Non
         oai.chat.completions.create(
             model=MODEL,
             messages=user("Count to five."),
-            max_tokens=12,
+            max_tokens=8,
             stream=True,
             extra_headers={"x-trimtab-workflow": workflow},
             **options,
@@ -82,7 +82,7 @@ def test_openai_stream(oai: openai.OpenAI, gateway: Gateway, usage: bool) -> Non
 
 def test_openai_json_schema(oai: openai.OpenAI) -> None:
     reply = oai.chat.completions.parse(
-        model=MODEL, messages=user("I love this. Judge it."), response_format=Verdict, max_tokens=60
+        model=MODEL, messages=user("I love this. Judge it."), response_format=Verdict, max_tokens=40
     )
     assert isinstance(reply.choices[0].message.parsed, Verdict)
 
@@ -100,7 +100,7 @@ def test_anthropic_chat_and_stream(ant: anthropic.Anthropic) -> None:
 
 def test_anthropic_json_schema(ant: anthropic.Anthropic) -> None:
     reply = ant.messages.parse(
-        model=MODEL, max_tokens=60, messages=user("I love this. Judge it."), output_format=Verdict
+        model=MODEL, max_tokens=40, messages=user("I love this. Judge it."), output_format=Verdict
     )
     assert isinstance(reply.parsed_output, Verdict)
 
@@ -116,7 +116,7 @@ def test_tools_are_refused_by_name(oai: openai.OpenAI, ant: anthropic.Anthropic)
 
 
 def test_cache_hit(oai: openai.OpenAI) -> None:
-    asked: Any = {"model": MODEL, "messages": user(new_id("Repeat")), "max_tokens": 6, "temperature": 0}
+    asked: Any = {"model": MODEL, "messages": user(new_id("Repeat")), "max_tokens": 4, "temperature": 0}
     replies = [oai.chat.completions.with_raw_response.create(**asked) for _ in range(2)]
     assert [r.headers["x-trimtab-cache"] for r in replies] == ["miss", "hit"]
     assert replies[0].parse() == replies[1].parse()

@@ -59,7 +59,8 @@ def filled(data_dir):
     journal.row(
         paid(
             "tt-aa01", scope=scope, at=now - 60, model="small", attempts=(failed, again), decisions=(lever,),
-            cache="miss", ttft_s=0.7, total_s=1.0, stages={"parse": 0.00002, "earlier_attempts": 0.5, "model_ttft": 0.2},
+            cache="miss", ttft_s=0.7, total_s=1.0,
+            stages={"parse": 0.00002, "earlier_attempts": 0.5, "model_ttft": 0.2},
         )
     )  # fmt: skip
     journal.row(paid("tt-aa02", 1000, scope=scope, at=now - 50, model="small", attempts=(), cache="hit"))

@@ -24,6 +24,7 @@ from trimtab import __version__
 from trimtab.cli.demo_report import Comparison, print_report
 from trimtab.cli.ledger_view import seconds
 from trimtab.measure import demo as measure
+from trimtab.measure.contention import Contention
 from trimtab.measure.demo import Workload
 from trimtab.measure.gateway import GatewayFailed, GatewayProcess
 from trimtab.measure.replay import Timing, quantile, replay, saturate
@@ -32,7 +33,8 @@ from trimtab.transport import Origin
 _OFF, _ON, _WARM_UP = "demo-levers-off", "demo-levers-on", "demo-warm-up"
 _READY_S: Final = 300.0  # the first start fetches the weights
 _PROBE_REQUESTS: Final = 24
-_PROBE_S: Final = 15.0
+_PROBE_S: Final = 12.0
+_WARM_UP_S: Final = 30.0
 _SAY_EVERY_S: Final = 10.0
 _INTERRUPTED: Final = 130
 
@@ -46,7 +48,7 @@ stay in a cache folder ($TRIMTAB_CACHE_DIR, else ~/.cache/trimtab). If they coul
 @click.option(
     "--requests",
     type=click.IntRange(2, measure.MAX_REQUESTS),
-    help="Requests in each phase.  [default: as many as take this machine about 75 s, at most 220]",
+    help="Requests in each phase.  [default: as many as take this machine about 60 s, at most 220]",
 )
 @click.option("--seed", type=int, default=1, show_default=True, help="Chooses which questions are asked how often.")
 @click.option("--keep", is_flag=True, help="Keep the gateway's data folder (its ledger and log) and say where it is.")
@@ -152,15 +154,14 @@ class _Demo:
         self._capacity_per_s = 0.0
         self._workload = Workload((), 0, 0.0)
         self._timings: dict[str, list[Timing]] = {}
+        self._others_cpu: dict[str, float | None] = {}
         port = _free_port()
         self.config_file.write_text(_config(port, folder), encoding="utf-8")
         self.gateway = GatewayProcess(_serve_command(self.config_file), port, folder / "serve.log", _environment())
 
     def measure(self) -> bool:
         """Run both phases and stop the gateway; returns whether it was interrupted. Raises GatewayFailed."""
-        self._view.say(
-            "[bold]Trimtab demo[/bold]: the same real customer questions twice, first with the levers off, then on."
-        )
+        self._view.say("[bold]Trimtab demo[/bold]: real customer questions, first with the levers off, then on.")
         try:
             finished = asyncio.run(_until_signal(self._phases()))
         except KeyboardInterrupt:  # before the loop, or while it closed
@@ -172,7 +173,7 @@ class _Demo:
         return not finished
 
     async def _phases(self) -> None:
-        self._view.say("1/4 Starting `trimtab serve` with the embedded model (the first time it fetches 93 MB) ...")
+        self._view.say("1/4 Starting the gateway with its embedded model (93 MB to fetch the first time)")
         self.gateway.echo = _to_stderr
         self.gateway.start()
         await self.gateway.wait_ready(_READY_S, self._view.waiting)
@@ -183,21 +184,24 @@ class _Demo:
             for step, name, workflow, cache in (("3/4", "off", _OFF, "off"), ("4/4", "on ", _ON, "")):
                 await self._warm_up(origin)
                 timings = self._timings.setdefault(workflow, [])
+                contention = Contention(self.gateway.pid)
                 with self._view.bar(f"{step} Levers {name}", len(self._workload.calls)) as bar:
                     await replay(origin, self._workload.calls, measure.head(workflow, cache), _noting(timings, bar))
+                self._others_cpu[workflow] = contention.share()
         finally:
             await origin.close()
 
     async def _warm_up(self, origin: Origin) -> None:
         calls = measure.warm_up()
         head = measure.head(_WARM_UP, "off")
-        _, timings = await saturate(origin, calls, head, concurrency=len(calls), at_most_s=_PROBE_S)
+        _, timings = await saturate(origin, calls, head, concurrency=len(calls), at_most_s=_WARM_UP_S)
         if not any(timing.ok for timing in timings):
-            raise GatewayFailed(f"no warm-up request was answered: {timings[0].error}\n{self.gateway.last_log()}")
+            why = timings[0].error if timings else f"nothing came within {_WARM_UP_S:g} s"
+            raise GatewayFailed(f"no warm-up request was answered: {why}\n{self.gateway.last_log()}")
 
     async def _size(self, origin: Origin) -> None:
         """Measure what the engine can do, and choose rate and number of requests by it."""
-        self._view.say("2/4 Warming up and measuring what this machine can serve ...")
+        self._view.say("2/4 Warming up and measuring what this machine can serve")
         await self._warm_up(origin)
         self._capacity_per_s, _ = await saturate(
             origin,
@@ -206,20 +210,20 @@ class _Demo:
             concurrency=measure.PARALLEL,
             at_most_s=_PROBE_S,
         )
-        if not self._capacity_per_s:
-            raise GatewayFailed(f"no request was answered in {_PROBE_S:g} s.\n{self.gateway.last_log()}")
         count, rate_per_s = measure.sized(self._capacity_per_s, self._requests)
         self._workload = measure.workload(count, rate_per_s, self._seed)
         self._view.say(
-            f"    It answers {self._capacity_per_s:.1f} a second, so {rate_per_s:.1f} a second will be sent "
-            f"({measure.UTILIZATION:.0%}): {count} requests, {self._workload.repeats} of them exact repeats, "
-            f"about {self._workload.lasts_s:.0f} s a phase."
+            f"    {self._capacity_per_s:.1f} answers a second; {rate_per_s:.1f} requests a second will be sent.\n"
+            f"    {count} requests, {self._workload.repeats} of them exact repeats; "
+            f"each phase takes about {self._workload.lasts_s:.0f} s."
         )
 
     def comparison(self, interrupted: bool) -> Comparison:
         """What was measured, once the gateway has stopped."""
         phases = {
-            workflow: measure.phase(timings, measure.read_ledger(self._folder / "data", workflow))
+            workflow: measure.phase(
+                timings, measure.read_ledger(self._folder / "data", workflow), self._others_cpu.get(workflow)
+            )
             for workflow, timings in self._timings.items()
             if timings
         }

@@ -10,11 +10,11 @@ from rich.console import Console
 from rich.table import Table
 
 from trimtab.cli.ledger_view import seconds, usd
-from trimtab.measure import demo
 from trimtab.measure.demo import Phase
 
 _SAME = 0.05  # relative differences below this are not called a change
 _WIDEST = 100
+_NOISY = 0.1  # other programs' part of the processors above which a run is not to be trusted
 
 Number = float | int | None
 
@@ -119,6 +119,7 @@ def print_report(console: Console, found: Comparison) -> None:
     if found.interrupted:
         console.print("[yellow]Interrupted: the figures are of what was measured so far.[/yellow]\n")
     _print_errors(console, found)
+    _print_contention(console, found)
     for line in _notes(found):
         console.print(line, highlight=False, width=min(console.width, _WIDEST))
     console.print()
@@ -156,17 +157,26 @@ def _print_errors(console: Console, found: Comparison) -> None:
                 console.print(f"  {error}", markup=False, highlight=False)
 
 
+def _print_contention(console: Console, found: Comparison) -> None:
+    for name, phase in (("off", found.levers_off), ("on", found.levers_on)):
+        if phase is not None and phase.others_cpu is not None and phase.others_cpu > _NOISY:
+            console.print(
+                f"[yellow]Levers {name}: other programs took {phase.others_cpu:.0%} of the processors meanwhile. "
+                "Do not trust the times; run it again on a quiet machine.[/yellow]"
+            )
+
+
 def _notes(found: Comparison) -> list[str]:
     """What was measured and what is assumed, in plain words."""
     share = found.exact_repeats / found.requests if found.requests else 0.0
     notes = [
         "[bold]What was measured[/bold]",
-        f"Both phases sent the same {found.requests} requests at the same times to one gateway; those of the first "
-        "said `x-trimtab-cache: off`. Real customer questions (banking77) under one support prompt; the pattern of "
-        f"arrivals is that of a real service (Azure 2023), scaled to {found.rate_per_s:.1f} a second: "
-        f"{demo.UTILIZATION:.0%} of the {found.capacity_per_s:.1f} that the engine can answer here ({found.cores} "
-        "cores). Latencies are the client's, counted from the planned time of sending; percentiles by linear "
-        "interpolation. Tokens, calls and cost are those of the gateway's ledger.",
+        f"The same {found.requests} requests at the same times, twice, to one gateway; the first time each said "
+        "`x-trimtab-cache: off`. Real customer questions (banking77) under one support prompt. The pattern of arrivals "
+        f"is that of a real service (Azure 2023), scaled to {found.rate_per_s:.1f} a second, where the engine can "
+        f"answer {found.capacity_per_s:.1f} on the {found.cores} cores here. Times are the client's and count from the "
+        "planned moment of sending; percentiles by linear interpolation (of few requests, p99 is little more than the "
+        "slowest). Tokens, calls and cost are those of the gateway's ledger.",
         f"[bold]Assumed[/bold]: {found.exact_repeats} of {found.requests} requests ({share:.0%}) repeat an earlier one "
         f"exactly (popularity by Zipf, exponent {found.zipf_exponent:g}, seed {found.seed}). The cache can answer no "
         "more than those: with your traffic the gain is as large as your share of repeats.",

@@ -19,7 +19,7 @@ import click
 from trimtab import config as configuration
 from trimtab.config import Config
 from trimtab.errors import ConfigError
-from trimtab.supervise import Child, Context, Supervisor
+from trimtab.supervise import GIVE_UP, Child, Context, Supervisor
 
 _log = logging.getLogger("trimtab")
 _PR_SET_NAME = 15
@@ -64,6 +64,7 @@ class _Serve:
         self._overrides = overrides
         self._config = self._load()
         self._ports: dict[str, int] = {}
+        self._holders: list[socket.socket] = []
         self._sock: socket.socket
         self._began = time.perf_counter()
 
@@ -123,12 +124,12 @@ class _Serve:
         return run
 
     def _reserve_ports(self) -> None:
-        """A free loopback port for each engine of ours, kept across its restarts."""
+        """A loopback port for each engine of ours, kept across its restarts by a socket that never listens."""
         for name in configuration.own_processes(self._config):
             if name not in self._ports:
-                with socket.socket() as probe:
-                    probe.bind(("127.0.0.1", 0))
-                    self._ports[name] = probe.getsockname()[1]
+                module = configuration.find("engines", self._config.engines[name].kind)
+                holder, self._ports[name] = module.reserve_port()
+                self._holders.append(holder)
 
     def _ingester(self, context: Context) -> None:
         from trimtab.app import run_ingester
@@ -141,12 +142,17 @@ class _Serve:
         run_ingester(self._config, stop, context.ready)
 
     def _engine(self, name: str) -> Callable[[Context], int | None]:
-        def run(context: Context) -> None:
+        def run(context: Context) -> int:
             from trimtab.app import run_engine
 
             _name_process("trimtab-engine")
             self._sock.close()
-            run_engine(self._config, name, self._ports[name], context.ready)
+            try:
+                run_engine(self._config, name, self._ports[name], context.ready)
+            except ConfigError as exc:
+                _log.error("%s", exc)  # no restart mends it: the weights cannot be had, or are no model
+                return GIVE_UP
+            return 0
 
         return run
 

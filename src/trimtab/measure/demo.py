@@ -28,7 +28,7 @@ MAX_TOKENS: Final = 48
 MAX_REQUESTS: Final = 400
 _DEFAULT_REQUESTS: Final = 220
 _FEWEST_REQUESTS: Final = 12
-_PHASE_S: Final = 75.0  # what a phase may last by default; answers still under way at its end come on top
+_PHASE_S: Final = 60.0  # what a phase may last by default; answers still under way at its end come on top
 _WARM_UPS: Final = PARALLEL  # questions kept out of the workload, for warming up
 
 SYSTEM_PROMPT: Final = """\
@@ -92,6 +92,7 @@ class Phase(msgspec.Struct, frozen=True):
     end_to_end_s: Spread
     inter_token_s: float | None  # p50 of each answer's mean; answers from the cache left out
     ledger: Ledger
+    others_cpu: float | None  # what other programs took of the processors, 0 to 1
     errors: tuple[str, ...]  # the first few
 
 
@@ -142,17 +143,21 @@ def probe(count: int) -> tuple[Call, ...]:
 
 
 def sized(capacity_per_s: float, requests: int | None) -> tuple[int, float]:
-    """How many requests, and how many a second, for an engine of that capacity; `requests` overrides the first."""
-    rate_per_s = UTILIZATION * capacity_per_s
+    """How many requests, and how many a second, for an engine of that capacity; `requests` overrides the first.
+
+    A very slow machine gets a few requests at more than its share, so that the demo comes to an end.
+    """
+    rate_per_s = max(UTILIZATION * capacity_per_s, _FEWEST_REQUESTS / _PHASE_S)
     if requests is not None:
         return requests, rate_per_s
-    return max(_FEWEST_REQUESTS, min(_DEFAULT_REQUESTS, int(rate_per_s * _PHASE_S))), rate_per_s
+    return min(_DEFAULT_REQUESTS, int(rate_per_s * _PHASE_S)), rate_per_s
 
 
 def workload(count: int, rate_per_s: float, seed: int) -> Workload:
     """`count` requests at `rate_per_s` on average, the same ones for the same arguments.
 
-    Popularity follows Zipf over the questions in a shuffled order; the gaps are real ones, scaled to the rate.
+    Popularity follows Zipf over at most as many questions as requests, in a shuffled order, so that about half are
+    repeats at any count; the gaps are real ones, scaled to the rate.
     Raises ValueError beyond `MAX_REQUESTS`.
     """
     if not 1 <= count <= MAX_REQUESTS:
@@ -160,6 +165,7 @@ def workload(count: int, rate_per_s: float, seed: int) -> Workload:
     pool = questions()[:-_WARM_UPS]
     rng = random.Random(seed)
     rng.shuffle(pool)
+    pool = pool[:count]
     weights = [(rank + 1) ** -ZIPF_EXPONENT for rank in range(len(pool))]
     chosen = rng.choices(range(len(pool)), weights, k=count)
     gaps = gaps_s()[: count - 1]
@@ -171,7 +177,7 @@ def workload(count: int, rate_per_s: float, seed: int) -> Workload:
     return Workload(tuple(calls), len(set(chosen)), rate_per_s)
 
 
-def phase(timings: Sequence[Timing], ledger: Ledger) -> Phase:
+def phase(timings: Sequence[Timing], ledger: Ledger, others_cpu: float | None) -> Phase:
     """The figures of a phase."""
     whole = [timing for timing in timings if timing.ok]
     generated = [timing.inter_token_s for timing in whole if timing.cache != "hit"]
@@ -183,6 +189,7 @@ def phase(timings: Sequence[Timing], ledger: Ledger) -> Phase:
         end_to_end_s=_spread([timing.total_s for timing in whole]),
         inter_token_s=quantile([value for value in generated if value is not None], 0.5),
         ledger=ledger,
+        others_cpu=others_cpu,
         errors=tuple(dict.fromkeys(timing.error for timing in timings if timing.error))[:3],
     )
 

@@ -148,7 +148,7 @@ def _parts(content: Any, param: str, place: str) -> list[Part]:
         obj = want_object(item, f"{param}[{n}]")
         kind = want_str(obj.get("type"), f"{param}[{n}].type")
         if kind not in _ROLE_BLOCKS[place]:
-            raise unsupported(f"{param}[{n}] (type {kind!r})", _HERE)
+            raise unsupported(f"{param}[{n}]", _HERE, value=f"of type {kind!r}")
         only(obj, _BLOCK_KEYS[kind], f"{param}[{n}]", _HERE)
         parts.append(_block(obj, kind, f"{param}[{n}]"))
     return parts
@@ -247,9 +247,9 @@ def encode_request(chat: ChatRequest, *, model: str, stream: bool) -> bytes:
     if chat.seed is not None:
         raise unsupported("seed", chat.source)
     if chat.temperature is not None and chat.temperature > 1 and chat.source is not _HERE:
-        raise unsupported("temperature above 1", chat.source, "lower it to 1 or less")
+        raise unsupported("temperature", chat.source, "lower it to 1 or less", value="above 1")
     if chat.response_format is not None and chat.response_format.kind != "json_schema":
-        raise unsupported("response_format json_object", chat.source, "use json_schema")
+        raise unsupported("response_format", chat.source, "use json_schema", value="json_object")
     body: dict[str, Any] = {
         "model": model,
         "max_tokens": DEFAULT_MAX_TOKENS if chat.max_tokens is None else chat.max_tokens,
@@ -397,7 +397,7 @@ def decode_reply(body: bytes) -> ChatReply:
 
 
 def _reply_part(block: Any) -> Part:
-    kind = block.get("type") if isinstance(block, dict) else None
+    kind = str(block.get("type")) if isinstance(block, dict) else ""
     if kind not in _ROLE_BLOCKS["assistant"]:
         raise UpstreamInvalid(f"the upstream's reply has a block that cannot be translated (type {kind!r})")
     try:

@@ -19,7 +19,7 @@ from trimtab.protocols.chat import (
     ToolCallStart,
     UsageDelta,
 )
-from trimtab.protocols.envelope import upstream_object
+from trimtab.protocols.envelope import index_of, mapping, upstream_object
 from trimtab.protocols.sse import EventReader, write_event
 from trimtab.protocols.usage import anthropic_usage, anthropic_usage_object, merge_usage
 from trimtab.types import NO_USAGE, Usage
@@ -50,15 +50,15 @@ class AnthropicStreamDecoder:
 
     def _event(self, kind: Any, event: dict[str, Any]) -> list[Delta]:
         if kind == "message_start":
-            message = event.get("message") or {}
+            message = mapping(event.get("message"))
             start = Start(str(message.get("id") or ""), str(message.get("model") or ""))
             return [start, *self._count(message.get("usage"))]
         if kind == "content_block_start":
-            return self._block(event.get("index", 0), event.get("content_block") or {})
+            return self._block(index_of(event), mapping(event.get("content_block")))
         if kind == "content_block_delta":
-            return self._delta(event.get("index", 0), event.get("delta") or {})
+            return self._delta(index_of(event), mapping(event.get("delta")))
         if kind == "message_delta":
-            delta = event.get("delta") or {}
+            delta = mapping(event.get("delta"))
             deltas = self._count(event.get("usage"))
             if delta.get("stop_reason"):
                 finish = neutral_finish(str(delta["stop_reason"]))
@@ -79,9 +79,9 @@ class AnthropicStreamDecoder:
     def _block(self, index: int, block: dict[str, Any]) -> list[Delta]:
         kind = block.get("type")
         if kind == "text":
-            return [TextDelta(block["text"])] if block.get("text") else []
+            return [TextDelta(str(block["text"]))] if block.get("text") else []
         if kind == "thinking":
-            return [ReasoningDelta(block["thinking"])] if block.get("thinking") else []
+            return [ReasoningDelta(str(block["thinking"]))] if block.get("thinking") else []
         if kind == "redacted_thinking":
             return [ReasoningDelta(redacted=str(block.get("data") or ""))]
         if kind == "tool_use":

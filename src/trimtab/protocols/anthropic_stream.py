@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from trimtab.errors import UpstreamInvalid
-from trimtab.protocols.envelope import upstream_object
+from trimtab.protocols.envelope import index_of, mapping, objects, upstream_object
 from trimtab.protocols.sse import BaseScanner, parse_event, read_events, write_event
 from trimtab.protocols.usage import anthropic_usage, merge_usage
 
@@ -117,16 +117,16 @@ def assemble(sse: bytes) -> bytes:
         elif kind == "error":
             raise UpstreamInvalid(f"the stream holds an error: {error_message(event.get('error'))}")
         elif kind == "content_block_start":
-            blocks[_index(event)] = _object(event, "content_block")
+            blocks[index_of(event)] = _object(event, "content_block")
         elif kind == "content_block_delta":
-            index = _index(event)
+            index = index_of(event)
             if index not in blocks:
                 raise UpstreamInvalid(f"the stream has a delta for block {index}, which was not started")
             _merge_block(blocks[index], _object(event, "delta"), inputs, index)
         elif kind == "message_delta" and message is not None:
             message |= {key: value for key, value in _object(event, "delta").items() if value is not None}
-            usage = dict(message.get("usage") or {})
-            merge_usage(usage, event.get("usage") or {})
+            usage = dict(mapping(message.get("usage")))
+            merge_usage(usage, mapping(event.get("usage")))
             message["usage"] = usage
     if message is None:
         raise UpstreamInvalid("the stream has no message_start")
@@ -134,11 +134,6 @@ def assemble(sse: bytes) -> bytes:
         blocks[index]["input"] = _input(text)
     message["content"] = [blocks[index] for index in sorted(blocks)]
     return msgspec.json.encode(message)
-
-
-def _index(event: dict[str, Any]) -> int:
-    index = event.get("index")
-    return index if isinstance(index, int) else 0
 
 
 def _object(event: dict[str, Any], key: str) -> dict[str, Any]:
@@ -159,7 +154,8 @@ def _merge_block(block: dict[str, Any], delta: dict[str, Any], inputs: dict[int,
     elif kind == "signature_delta":
         block["signature"] = str(block.get("signature") or "") + str(delta.get("signature") or "")
     elif kind == "citations_delta":
-        block["citations"] = [*(block.get("citations") or []), delta.get("citation")]
+        known = block.get("citations")
+        block["citations"] = [*(known if isinstance(known, list) else []), delta.get("citation")]
     else:
         raise UpstreamInvalid(f"the stream has a delta of an unknown type, {kind}")
 
@@ -178,8 +174,7 @@ def replay(body: bytes) -> bytes:
     content = message.get("content")
     if message.get("type") != "message" or not isinstance(content, list):
         raise UpstreamInvalid("the reply is no Anthropic message")
-    given = message.get("usage")
-    usage: dict[str, Any] = given if isinstance(given, dict) else {}
+    usage = mapping(message.get("usage"))
     end = {key: message.get(key) for key in ("stop_reason", "stop_sequence")}
     end |= {key: message[key] for key in ("stop_details", "container") if message.get(key) is not None}
     start = {key: value for key, value in message.items() if key not in end}
@@ -188,7 +183,7 @@ def replay(body: bytes) -> bytes:
     start["usage"]["output_tokens"] = 0
     out = [write_event("message_start", {"type": "message_start", "message": start})]
     for index, block in enumerate(content):
-        opening, deltas = _open(block)
+        opening, deltas = _open(mapping(block))
         started = {"type": "content_block_start", "index": index, "content_block": opening}
         out.append(write_event("content_block_start", started))
         for delta in deltas:
@@ -219,7 +214,7 @@ def _open(block: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     kind = block.get("type")
     deltas: list[dict[str, Any]] = []
     if kind == "text":
-        deltas += [{"type": "citations_delta", "citation": item} for item in block.get("citations") or ()]
+        deltas += [{"type": "citations_delta", "citation": item} for item in objects(block.get("citations"))]
         if block.get("text"):
             deltas.append({"type": "text_delta", "text": block["text"]})
         opening = block | {"text": ""}

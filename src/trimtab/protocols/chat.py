@@ -278,11 +278,12 @@ WAYS_OUT: dict[str, str] = {
 }
 
 
-def unsupported(param: str, source: Dialect, way_out: str = "") -> Unsupported:
-    """The error for a field that has no word in the other dialect."""
+def unsupported(param: str, source: Dialect, way_out: str = "", *, value: str = "") -> Unsupported:
+    """The error for a field, or only for `value` of it, that has no word in the other dialect."""
     way_out = way_out or f"leave {param} out"
     return Unsupported(
-        f"{param} cannot be translated for the engine that serves this model; {way_out}, "
+        f"{param} {value}".rstrip() + " cannot be translated for the engine that serves this model; "
+        f"{way_out}, "
         f"or choose a model whose engine speaks the {source.value} dialect",
         param=param,
     )

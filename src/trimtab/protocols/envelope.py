@@ -193,3 +193,19 @@ def upstream_object(data: bytes, what: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UpstreamInvalid(f"the upstream sent {what} that is not a JSON object")
     return value
+
+
+def mapping(value: Any) -> dict[str, Any]:
+    """The value if it is an object, else an empty one: for optional parts of what an upstream sends."""
+    return value if isinstance(value, dict) else {}
+
+
+def objects(value: Any) -> list[dict[str, Any]]:
+    """The objects in an array; none if it is no array: for optional parts of what an upstream sends."""
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
+
+
+def index_of(obj: dict[str, Any], default: int = 0) -> int:
+    """The `index` of a part of a stream."""
+    index = obj.get("index")
+    return index if isinstance(index, int) else default

@@ -26,6 +26,7 @@ from trimtab.protocols.chat import (
 )
 from trimtab.protocols.envelope import (
     decode_field,
+    objects,
     only,
     upstream_object,
     want_bool,
@@ -129,7 +130,7 @@ def _message(obj: dict[str, Any], param: str) -> Message:
     if role == "assistant":
         if obj.get("refusal"):
             parts.append(Refusal(want_str(obj["refusal"], f"{param}.refusal")))
-        for n, call in enumerate(obj.get("tool_calls") or ()):
+        for n, call in enumerate(want_list(obj.get("tool_calls") or [], f"{param}.tool_calls")):
             parts.append(_tool_call(want_object(call, f"{param}.tool_calls[{n}]"), f"{param}.tool_calls[{n}]"))
     return Message("system" if role == "developer" else role, tuple(parts))
 
@@ -152,19 +153,19 @@ def _content(content: Any, param: str, *, images: bool) -> list[Part]:
         elif kind == "image_url" and images:
             image = want_object(obj.get("image_url"), f"{where}.image_url")
             only(image, frozenset({"url", "detail"}), f"{where}.image_url", _HERE)
-            parts.append(_image(want_str(image.get("url"), f"{where}.image_url.url")))
+            parts.append(_image(want_str(image.get("url"), f"{where}.image_url.url"), f"{where}.image_url.url"))
         else:
-            raise unsupported(f"{where}.type {kind!r}", _HERE, "send text or image parts")
+            raise unsupported(f"{where}.type", _HERE, "send text or image parts", value=repr(kind))
     return parts
 
 
-def _image(url: str) -> Image:
+def _image(url: str, param: str) -> Image:
     if not url.startswith("data:"):
         return Image(url=url)
     head, _, data = url[5:].partition(",")
     media_type, _, encoding = head.partition(";")
     if encoding != "base64" or not media_type:
-        raise unsupported("image_url.url", _HERE, "send a data URL of the form data:image/png;base64,...")
+        raise unsupported(param, _HERE, "send a data URL of the form data:image/png;base64,...")
     return Image(media_type=media_type, data=data)
 
 
@@ -182,9 +183,7 @@ def _tool_call(obj: dict[str, Any], param: str) -> ToolCall:
 def decode_reasoning(message: dict[str, Any]) -> list[Reasoning]:
     """Thinking of a message: signed or redacted `reasoning_details` if there are any, else the plain text."""
     signed = []
-    for entry in message.get("reasoning_details") or ():
-        if not isinstance(entry, dict):
-            continue
+    for entry in objects(message.get("reasoning_details")):
         if entry.get("signature"):
             signed.append(Reasoning(str(entry.get("text") or ""), str(entry["signature"])))
         elif entry.get("type") == "reasoning.encrypted" and entry.get("data"):
@@ -328,7 +327,7 @@ def _encode_message(message: Message, param: str, source: Dialect) -> list[dict[
 
 def _encode_result(result: ToolResult, param: str, source: Dialect) -> dict[str, Any]:
     if any(isinstance(part, Image) for part in result.content):
-        raise unsupported(f"{param} (an image in a tool result)", source, "send the image in a user message")
+        raise unsupported(param, source, "send the image in a user message", value="(an image in a tool result)")
     text = "\n".join(part.text for part in result.content if isinstance(part, Text))
     if result.is_error:
         text = f"Error: {text}"
@@ -388,8 +387,8 @@ def decode_reply(body: bytes) -> ChatReply:
     for key, kind in (("content", Text), ("refusal", Refusal)):
         if isinstance(message.get(key), str) and message[key]:
             parts.append(kind(message[key]))
-    for n, call in enumerate(message.get("tool_calls") or ()):
-        function = call.get("function") if isinstance(call, dict) else None
+    for n, call in enumerate(objects(message.get("tool_calls"))):
+        function = call.get("function")
         if not isinstance(function, dict):
             raise UpstreamInvalid(f"the upstream's reply has a tool call that is no function (choices[0], call {n})")
         call_id = str(call.get("id") or f"call_{reply.get('id')}_{n}")

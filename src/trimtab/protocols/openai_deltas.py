@@ -18,7 +18,7 @@ from trimtab.protocols.chat import (
     ToolCallStart,
     UsageDelta,
 )
-from trimtab.protocols.envelope import upstream_object
+from trimtab.protocols.envelope import index_of, objects, upstream_object
 from trimtab.protocols.openai_chat import FINISH_OUT, neutral_finish
 from trimtab.protocols.openai_stream import DONE, error_message
 from trimtab.protocols.sse import EventReader, write_event
@@ -70,13 +70,12 @@ class OpenAIStreamDecoder:
             code = error.get("code") or error.get("type") if isinstance(error, dict) else None
             deltas.append(StreamError(error_message(error), str(code or "")))
             return
-        choices = chunk.get("choices")
-        choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
+        choice = next(iter(objects(chunk.get("choices"))), {})
         if not self._started and (choice or chunk.get("model")):
             self._started = True
             self._id = str(chunk.get("id") or "")
             deltas.append(Start(self._id, str(chunk.get("model") or "")))
-        if choice.get("index", 0) == 0:
+        if index_of(choice) == 0:
             delta = choice.get("delta")
             if isinstance(delta, dict):
                 self._delta(delta, deltas)
@@ -90,18 +89,17 @@ class OpenAIStreamDecoder:
         reasoning = delta.get("reasoning_content") or delta.get("reasoning")
         if isinstance(reasoning, str) and reasoning:
             deltas.append(ReasoningDelta(reasoning))
-        for entry in delta.get("reasoning_details") or ():
-            if isinstance(entry, dict) and entry.get("signature"):
+        for entry in objects(delta.get("reasoning_details")):
+            if entry.get("signature"):
                 deltas.append(ReasoningDelta(signature=str(entry["signature"])))
-            elif isinstance(entry, dict) and entry.get("type") == "reasoning.encrypted" and entry.get("data"):
+            elif entry.get("type") == "reasoning.encrypted" and entry.get("data"):
                 deltas.append(ReasoningDelta(redacted=str(entry["data"])))
         if isinstance(delta.get("content"), str) and delta["content"]:
             deltas.append(TextDelta(delta["content"]))
         if isinstance(delta.get("refusal"), str) and delta["refusal"]:
             deltas.append(RefusalDelta(delta["refusal"]))
-        for call in delta.get("tool_calls") or ():
-            if isinstance(call, dict):
-                self._call(call, deltas)
+        for call in objects(delta.get("tool_calls")):
+            self._call(call, deltas)
 
     def _call(self, obj: dict[str, Any], deltas: list[Delta]) -> None:
         index = obj.get("index")

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from trimtab.errors import UpstreamInvalid
-from trimtab.protocols.envelope import upstream_object
+from trimtab.protocols.envelope import index_of, objects, upstream_object
 from trimtab.protocols.sse import BaseScanner, parse_event, read_events, write_event
 from trimtab.protocols.usage import openai_usage, openai_usage_object
 from trimtab.types import Usage
@@ -175,8 +175,8 @@ def assemble(sse: bytes, stripped: Usage | None = None) -> bytes:
         if chunk.get("error"):
             raise UpstreamInvalid(f"the stream holds an error: {error_message(chunk['error'])}")
         reply |= {k: v for k, v in chunk.items() if k not in ("choices", "object", "obfuscation") and v is not None}
-        for choice in _objects(chunk.get("choices")):
-            _merge_choice(choices.setdefault(_index(choice, 0), {"message": {}}), choice)
+        for choice in objects(chunk.get("choices")):
+            _merge_choice(choices.setdefault(index_of(choice), {"message": {}}), choice)
     if not choices:
         raise UpstreamInvalid("the stream holds no choices")
     usage = reply.pop("usage", None)
@@ -189,28 +189,21 @@ def assemble(sse: bytes, stripped: Usage | None = None) -> bytes:
     return msgspec.json.encode(whole)
 
 
-def _objects(value: Any) -> list[dict[str, Any]]:
-    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
-
-
-def _index(obj: dict[str, Any], default: int) -> int:
-    index = obj.get("index")
-    return index if isinstance(index, int) else default
-
-
 def _merge_choice(whole: dict[str, Any], choice: dict[str, Any]) -> None:
     for key, value in choice.items():
         if key in ("index", "delta") or value is None:
             continue
         if key == "logprobs" and isinstance(value, dict):
-            _merge(whole.setdefault("logprobs", {}), value)
+            if not isinstance(whole.get("logprobs"), dict):
+                whole["logprobs"] = {}
+            _merge(whole["logprobs"], value)
         else:
             whole[key] = value
     delta = choice.get("delta")
     if isinstance(delta, dict):
         calls = delta.get("tool_calls")
         _merge(whole["message"], {key: value for key, value in delta.items() if key != "tool_calls"})
-        for call in _objects(calls):
+        for call in objects(calls):
             _merge_call(whole["message"].setdefault("tool_calls", []), call)
 
 
@@ -220,7 +213,7 @@ def _merge(whole: dict[str, Any], delta: dict[str, Any]) -> None:
         old = whole.get(key)
         if value is None:
             whole.setdefault(key, None)
-        elif old is None or key in ("role", "id", "type", "name") or type(old) is not type(value):
+        elif old is None or key in ("role", "id", "type", "name", "format") or type(old) is not type(value):
             whole[key] = dict(value) if isinstance(value, dict) else list(value) if isinstance(value, list) else value
         elif isinstance(value, list):
             _merge_list(old, value)
@@ -246,7 +239,7 @@ def _merge_list(whole: list[Any], more: list[Any]) -> None:
 def _merge_call(calls: list[dict[str, Any]], delta: dict[str, Any]) -> None:
     """Find the call that a delta belongs to: by index, by a new id where servers send no index or repeat one."""
     new_id = delta.get("id")
-    index = _index(delta, -1)
+    index = index_of(delta, -1)
     call = next((c for c in reversed(calls) if index in (-1, c["index"])), None)
     if call is None or (new_id and call.get("id") and new_id != call["id"]):
         call = {"index": index, "id": "", "type": "function", "function": {"name": "", "arguments": ""}}
@@ -276,7 +269,7 @@ def _finish_choice(index: int, choice: dict[str, Any]) -> dict[str, Any]:
 def replay(body: bytes, *, include_usage: bool) -> bytes:
     """A buffered reply to a whole stream: role, texts, tool calls and stop reason per choice; usage; the end mark."""
     reply = upstream_object(body, "a reply")
-    choices = _objects(reply.pop("choices", None))
+    choices = objects(reply.pop("choices", None))
     if not choices:
         raise UpstreamInvalid("the reply holds no choices")
     usage = reply.pop("usage", None)
@@ -291,14 +284,16 @@ def replay(body: bytes, *, include_usage: bool) -> bytes:
         out.append(write_event("", event))
 
     for number, choice in enumerate(choices):
-        deltas = _deltas(choice.get("message") or {})
+        if not isinstance(choice.get("message"), dict):
+            raise UpstreamInvalid(f"the reply's choices[{number}] holds no message")
+        deltas = _deltas(choice["message"])
         carrier = next(
             (n for n, delta in enumerate(deltas) if delta.get("content") or delta.get("refusal")), len(deltas)
         )
         for n, delta in enumerate([*deltas, {}]):
             last = n == len(deltas)
             event = {
-                "index": _index(choice, number),
+                "index": index_of(choice, number),
                 "delta": delta,
                 "logprobs": choice.get("logprobs") if n == carrier else None,
                 "finish_reason": choice.get("finish_reason") if last else None,
@@ -319,7 +314,7 @@ def _deltas(message: dict[str, Any]) -> list[dict[str, Any]]:
     if rest:
         deltas.append(rest)
     deltas += [{key: message[key]} for key in ("content", "refusal") if message.get(key)]
-    for index, call in enumerate(_objects(message.get("tool_calls"))):
+    for index, call in enumerate(objects(message.get("tool_calls"))):
         function = call.get("function") if isinstance(call.get("function"), dict) else None
         if function is None:
             deltas.append({"tool_calls": [{"index": index} | call]})

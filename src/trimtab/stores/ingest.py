@@ -77,7 +77,7 @@ class Ingester:
     def run_once(self) -> int:
         """One pass over all files; returns how many rows became new in the ledger, 0 if another process ingests.
 
-        Raises sqlite3.Error (locked, disk full), OSError, and BadRequest for a newer ledger, with nothing lost: the next
+        Raises sqlite3.Error (locked, disk full), OSError, BadRequest for a newer ledger; nothing is lost, the next
         pass takes up where this one stopped.
         """
         if not self._take_lock():

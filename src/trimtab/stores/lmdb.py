@@ -6,6 +6,7 @@ Layout of the folder:
     answers/          the LMDB environment: `answers1` (key -> header + msgpack of `Stored`) and
                       `ages1` (created + key -> nothing), by which the oldest are found
     answers.corrupt/  an environment that was set aside, for whoever wants to look at it; the next one replaces it
+    unsynced          the boot id under which there are writes that the disk may not have yet
     corrupt           empty; a process found damage while it ran, so the next one to start sets `answers/` aside
 
 Promises and their price:
@@ -13,9 +14,10 @@ Promises and their price:
 * A purge reaches every process at once: each `get` compares the mapped words with those its LRU was filled under
   (0.1 us). Entries carry their generation, so one that was written late does not come back, and an answer whose request
   began before the purge is not kept either.
-* `put` only queues. A thread writes what has gathered in 50 ms in one transaction and syncs the data, not the meta
-  page: a crash of the process loses at most those 50 ms, a crash of the machine perhaps the last transaction too; the
-  file stays sound. A checksum over key, header and value makes damage a miss.
+* `put` only queues. A thread writes what has gathered in 50 ms in one transaction; a crash of the process loses at
+  most that. Syncing each batch would double its cost, so the file is synced every few seconds, and `unsynced` stands
+  beside it meanwhile: if the machine itself goes down then, the next start finds that file with another boot's id, and
+  sets the answers aside. A checksum over key, header and value makes damage a miss.
 * Open it after the fork, once per process and folder: LMDB forbids both otherwise.
 """
 
@@ -44,6 +46,7 @@ _log = logging.getLogger("trimtab.stores.lmdb")
 
 DEFAULT_MAX_BYTES: Final = 1 << 30
 BATCH_S: Final = 0.05
+SYNC_S: Final = 5.0
 _QUEUE_ENTRIES: Final = 1024
 _QUEUE_BYTES: Final = 8 << 20
 _SWEEP_ENTRIES: Final = 64  # dead entries removed beside each batch
@@ -89,6 +92,7 @@ class LmdbStore:
         self._wake = threading.Event()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
+        self._unsynced_since: float | None = None  # monotonic
         self._env: Any = None
         self._answers: Any = None
         self._ages: Any = None
@@ -189,10 +193,13 @@ class LmdbStore:
 
     def _run(self) -> None:
         while not self._stop.is_set():
-            self._wake.wait()
+            self._wake.wait(None if self._unsynced_since is None else SYNC_S)
             self._stop.wait(BATCH_S)
             self._wake.clear()
             self.flush()
+            if self._unsynced_since is not None and self._clock.mono() - self._unsynced_since >= SYNC_S:
+                with self._write_lock:
+                    self._sync()
 
     def _flush(self) -> None:
         with self._lock:
@@ -216,12 +223,30 @@ class LmdbStore:
             (key, generation, stored.created, _pack(key, generation, stored, now))
             for key, (generation, stored) in batch.items()
         ]
+        with self._shared.locked():  # against another process's `_sync`, which removes the mark
+            mark = self._folder / "unsynced"
+            if not mark.exists():
+                mark.write_text(_boot_id())
+            if self._unsynced_since is None:
+                self._unsynced_since = self._clock.mono()
+            try:
+                self._make_room(sum(self._on_disk_bytes(len(value)) for *_, value in records))
+                self._write_records(records, now)
+            except lmdb.MapFullError:
+                self._make_room_hard()
+                self._write_records(records, now)
+
+    def _sync(self) -> None:
+        """Have the disk catch up with this process's writes, and with the others' so far."""
         try:
-            self._make_room(sum(self._on_disk_bytes(len(value)) for *_, value in records))
-            self._write_records(records, now)
-        except lmdb.MapFullError:
-            self._make_room_hard()
-            self._write_records(records, now)
+            self._unsynced_since = None
+            if self._env is None:
+                return
+            with self._shared.locked():
+                self._env.sync(True)
+                (self._folder / "unsynced").unlink(missing_ok=True)
+        except (OSError, lmdb.Error) as error:
+            self._failed("cannot be synced", error)
 
     def _write_records(self, records: list[tuple[bytes, int, float, bytes]], now: float) -> None:
         with self._env.begin(write=True) as txn:
@@ -367,6 +392,8 @@ class LmdbStore:
         with self._write_lock:
             self._flush()
             if self._env is not None:
+                if self._unsynced_since is not None:
+                    self._sync()
                 self._env.close()
                 self._env = None
         self._shared.close()
@@ -378,6 +405,10 @@ class LmdbStore:
         path = self._folder / "answers"
         if (self._folder / "corrupt").exists():
             self._set_aside(path, "was found damaged while in use")
+        mark = self._folder / "unsynced"
+        if mark.exists() and mark.read_text() != _boot_id():
+            self._set_aside(path, "was being written when the machine went down")
+            mark.unlink()
         try:
             self._open_environment(path)
         except _DAMAGE as error:
@@ -393,7 +424,7 @@ class LmdbStore:
             map_size=-(-map_bytes // mmap.PAGESIZE) * mmap.PAGESIZE,
             max_dbs=4,
             max_readers=512,
-            metasync=False,
+            sync=False,
             readahead=False,
             meminit=False,
             mode=0o600,
@@ -439,6 +470,14 @@ def _pack(key: bytes, generation: int, stored: Stored, written: float) -> bytes:
     head = _HEADER.pack(generation, stored.created, stored.expires, written, 0)
     checksum = zlib.crc32(payload, zlib.crc32(head[:-4], zlib.crc32(key)))
     return _HEADER.pack(generation, stored.created, stored.expires, written, checksum) + payload
+
+
+def _boot_id() -> str:
+    """Which start of the machine this is; "" where the system does not say."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
 
 
 def _is_sound(key: bytes, value: memoryview | bytes) -> bool:

@@ -20,6 +20,7 @@ from trimtab.wire.intake import ClientGone, Head, Receive, read_body, scope_of
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 _CHAT = {"/v1/chat/completions": Dialect.OPENAI, "/v1/messages": Dialect.ANTHROPIC}
+_NO_HEAD = Head([])
 _RELAYED = ("GET", "POST", "PUT", "PATCH", "DELETE")
 _JSON = (b"content-type", b"application/json")
 _TEXT = (b"content-type", b"text/plain; charset=utf-8")
@@ -101,57 +102,63 @@ class App:
 async def _chat(
     gateway: Gateway, scope: MutableMapping[str, Any], receive: Receive, sink: AsgiSink, dialect: Dialect
 ) -> None:
-    clock = gateway.clock
-    start = clock.mono()
-    draft = Request(gateway.ids.next(), dialect, scope["path"], Scope(""), "", {}, False, False, 0, clock.wall(), start)
-    flight = Flight(draft)
+    mono = gateway.clock.mono
+    start, at = mono(), gateway.clock.wall()
+    path, tenant, head = scope["path"], "", _NO_HEAD
     try:
         if scope["method"] != "POST":
-            raise MethodNotAllowed(f"{scope['path']} takes POST, not {scope['method']}")
+            raise MethodNotAllowed(f"{path} takes POST, not {scope['method']}")
         head = Head(scope["headers"])
         tenant = gateway.access.tenant(head.secret)
-        flight.request = draft = Request(
-            draft.id, dialect, draft.path, Scope(tenant), "", {}, False, False, head.content_length, draft.at, start
-        )
-        authorised = clock.mono()
+        authorised = mono()
         body = await read_body(receive, head, gateway.config.server.max_request_bytes)
-        read = clock.mono()
+        read = mono()
         parsed = CODECS[dialect].parse(body)
-        said = {**parsed.metadata, **head.ours} if parsed.metadata else head.ours
-        where = scope_of(tenant, said)
-        query = scope["query_string"]
-        flight.request = Request(
-            draft.id,
+        where = scope_of(tenant, {**parsed.metadata, **head.ours} if parsed.metadata else head.ours)
+        gateway.access.allow(head.secret, where.route)
+        plan = gateway.targets.plan(where.route, parsed.model, dialect)
+    except Unauthenticated as exc:
+        # No row: whoever holds no key must not be able to fill the ledger. It is counted.
+        await _say(gateway, dialect, exc, sink)
+        return
+    except (ClientGone, TrimtabError) as exc:
+        await _turn_away(gateway, _stub(gateway, dialect, path, Scope(tenant), head, (at, start)), exc, sink)
+        return
+    query = scope["query_string"]
+    flight = Flight(
+        Request(
+            gateway.ids.next(),
             dialect,
-            f"{draft.path}?{query.decode('latin-1')}" if query else draft.path,
+            f"{path}?{query.decode('latin-1')}" if query else path,
             where,
             parsed.model,
             parsed.fields,
             parsed.stream,
             parsed.wants_usage,
             len(body),
-            draft.at,
+            at,
             start,
             gateway.access.passed(head.secret),
             tuple(head.forward),
             head.variant,
         )
-        gateway.access.allow(head.secret, where.route)
-        plan = gateway.targets.plan(where.route, parsed.model, dialect)
-        flight.stages.update(auth=authorised - start, read=read - authorised, parse=clock.mono() - read)
-    except Unauthenticated as exc:
-        # No row: whoever holds no key must not be able to fill the ledger. It is counted.
-        gateway.metrics.add("trimtab_unauthenticated_total", "")
-        finish = gateway.pipeline.failed(flight, exc)
-        await _reply(sink, finish.status, finish.headers or [], finish.body)
-        return
-    except ClientGone:
-        gateway.pipeline.gone(flight)
-        return
-    except TrimtabError as exc:
-        await gateway.pipeline.refuse(flight, exc, sink)
-        return
+    )
+    flight.stages = {"auth": authorised - start, "read": read - authorised, "parse": mono() - read}
     await gateway.pipeline.run(flight, plan, gateway.levers, sink)
+
+
+def _stub(
+    gateway: Gateway, dialect: Dialect, path: str, where: Scope, head: Head, times: tuple[float, float]
+) -> Request:
+    """What is known of a request that was turned away; `times` are its arrival in unix and monotonic seconds."""
+    return Request(gateway.ids.next(), dialect, path, where, "", {}, False, False, head.content_length, *times)
+
+
+async def _turn_away(gateway: Gateway, request: Request, why: ClientGone | TrimtabError, sink: AsgiSink) -> None:
+    if isinstance(why, ClientGone):
+        gateway.pipeline.gone(Flight(request))
+    else:
+        await gateway.pipeline.refuse(Flight(request), why, sink)
 
 
 async def _other(gateway: Gateway, scope: MutableMapping[str, Any], receive: Receive, sink: AsgiSink) -> None:
@@ -199,30 +206,25 @@ async def _relay(gateway: Gateway, scope: MutableMapping[str, Any], receive: Rec
     start, at = clock.mono(), clock.wall()
     head = Head(scope["headers"])
     tenant = gateway.access.tenant(head.secret)
-    request = Request(
-        gateway.ids.next(), dialect, path, Scope(tenant), "", {}, False, False, head.content_length, at, start
-    )
-    flight = Flight(request)
     try:
         body = await read_body(receive, head, gateway.config.server.max_request_bytes)
         where = scope_of(tenant, head.ours)
         gateway.access.allow(head.secret, where.route)
         model = gateway.model_in(body, head.content_type)
         target = gateway.relay_target(where.route, model, dialect)
-    except ClientGone:
-        gateway.pipeline.gone(flight)
+    except (ClientGone, TrimtabError) as exc:
+        await _turn_away(gateway, _stub(gateway, dialect, path, Scope(tenant), head, (at, start)), exc, sink)
         return
-    except TrimtabError as exc:
-        await gateway.pipeline.refuse(flight, exc, sink)
-        return
-    flight.request = Request(
-        request.id, dialect, path, where, model, {}, False, False, len(body), at, start, gateway.access.passed(head.secret)
+    secret = gateway.access.passed(head.secret)
+    flight = Flight(
+        Request(gateway.ids.next(), dialect, path, where, model, {}, False, False, len(body), at, start, secret)
     )
     headers = list(head.forward)
     if head.content_type:
         headers.append((b"content-type", head.content_type))
     raw = scope.get("raw_path") or path.encode()
     query = scope["query_string"]
+    body = gateway.relay_body(body, model, target)
     message = Message(
         scope["method"], (raw.split(b"?")[0] + (b"?" + query if query else b"")).decode("latin-1"), headers, body
     )
@@ -241,7 +243,7 @@ def _dialect_of(scope: MutableMapping[str, Any]) -> Dialect:
 
 async def _say(gateway: Gateway, dialect: Dialect, error: TrimtabError, sink: AsgiSink) -> None:
     if isinstance(error, Unauthenticated):
-        gateway.metrics.add("trimtab_unauthenticated_total", "")
+        gateway.metrics.add(("trimtab_unauthenticated_total",))
     body = CODECS[dialect].error(error.status, error.code, error.message, error.param, "")
     await _reply(sink, error.status, [_JSON], body)
 

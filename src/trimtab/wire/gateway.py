@@ -71,11 +71,10 @@ class Gateway:
     def scrape(self) -> bytes:
         """The metrics of all workers."""
         stats = self.shared.store.stats()
-        values = self.metrics.values
-        values["trimtab_cache_entries", ""] = stats["entries"]
-        values["trimtab_cache_errors_total", ""] = stats["errors"]
-        values["trimtab_journal_waiting_rows", ""] = self.shared.journal.waiting
-        values["trimtab_in_flight_requests", ""] = self.in_flight - 1  # not the scrape itself
+        self.metrics.set("trimtab_cache_entries", stats["entries"])
+        self.metrics.set("trimtab_cache_errors_total", stats["errors"])
+        self.metrics.set("trimtab_journal_waiting_rows", self.shared.journal.waiting)
+        self.metrics.set("trimtab_in_flight_requests", self.in_flight - 1)  # not the scrape itself
         return self.metrics.render()
 
     def model_in(self, body: bytes, content_type: bytes) -> str:
@@ -95,6 +94,14 @@ class Gateway:
         if engine is None:
             raise ModelNotFound("no engine is configured; add [engines.NAME] to trimtab.toml", param="model")
         return Target("", engine.name, "", engine.provider)
+
+    def relay_body(self, body: bytes, model: str, target: Target) -> bytes:
+        """The passed-through body, with the model named as its upstream does."""
+        if not model or target.upstream_model == model:
+            return body
+        fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+        fields["model"] = msgspec.Raw(msgspec.json.encode(target.upstream_model))
+        return msgspec.json.encode(fields)
 
     async def request_detail(self, request_id: str, tenant: str | None) -> bytes | None:
         """A request's row as JSON, waiting a moment for one that was just settled. `tenant` None sees all."""

@@ -64,8 +64,7 @@ class Targets:
         if any_engine:
             names = [*self._open, *(name for name in self._engines if name not in self._open)]
         found = [self._engines[name] for name in names]
-        same = [engine for engine in found if engine.dialect == dialect]
-        return (same or found or [None])[0]
+        return next((engine for engine in found if engine.dialect == dialect), found[0] if found else None)
 
     def models(self) -> list[str]:
         """The names that clients may use, for GET /v1/models."""

@@ -11,9 +11,10 @@ from collections.abc import Callable
 
 from trimtab.engines.llama_cpp.client import LlamaCppEngine, build
 from trimtab.engines.llama_cpp.refusal import refuse
+from trimtab.engines.llama_cpp.server import reserve_port
 from trimtab.engines.llama_cpp.settings import BUILT_IN, Config, model_name
 
-__all__ = ["BUILT_IN", "Config", "LlamaCppEngine", "build", "model_name", "refuse", "run"]
+__all__ = ["BUILT_IN", "Config", "LlamaCppEngine", "build", "model_name", "refuse", "reserve_port", "run"]
 
 
 def run(config: Config, port: int, ready: Callable[[], None]) -> None:

@@ -1,0 +1,68 @@
+"""How much of the processors other programs take while we measure; timings beside a busy neighbour prove little."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+_IDLE_FIELDS: Final = (4, 5)  # idle and iowait, in a cpu line of /proc/stat split at white space
+_LAST_FIELD: Final = 9  # up to steal: the guest fields after it are counted in user already
+_UTIME, _STIME, _SESSION = 11, 12, 3  # in /proc/PID/stat, counted from the field after the name
+
+
+class Contention:
+    """From its making to `share`: what others used of the processors that we may use. Linux only, else None.
+
+    Ours are this process and those in the session of `session_pid`.
+    """
+
+    def __init__(self, session_pid: int) -> None:
+        self._session_pid = session_pid
+        self._began = time.monotonic()
+        self._all_s = _busy_s()
+        self._ours_s = self._own_s()
+
+    def share(self) -> float | None:
+        """Others' part of the processors' time, from 0 to 1."""
+        all_s = _busy_s()
+        if all_s is None or self._all_s is None:
+            return None
+        room_s = (time.monotonic() - self._began) * len(_cpus())
+        others_s = (all_s - self._all_s) - (self._own_s() - self._ours_s)
+        return min(1.0, max(0.0, others_s / room_s)) if room_s > 0 else None
+
+    def _own_s(self) -> float:
+        return time.process_time() + sum(_session_s(self._session_pid, Path("/proc").glob("[0-9]*/stat")))
+
+
+def _cpus() -> set[int]:
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+
+
+def _busy_s() -> float | None:
+    """Seconds that our processors were busy since the machine started."""
+    try:
+        lines = Path("/proc/stat").read_text().splitlines()
+    except OSError:
+        return None
+    names = {f"cpu{number}" for number in _cpus()}
+    ticks = 0
+    for fields in (line.split() for line in lines):
+        if fields and fields[0] in names:
+            counted = range(1, min(len(fields), _LAST_FIELD))
+            ticks += sum(int(fields[n]) for n in counted if n not in _IDLE_FIELDS)
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def _session_s(session_pid: int, files: Iterable[Path]) -> Iterable[float]:
+    """Processor seconds of each process of a session."""
+    for file in files:
+        try:
+            fields = file.read_text().rpartition(")")[2].split()
+        except OSError:  # it has just ended
+            continue
+        if int(fields[_SESSION]) == session_pid:
+            yield (int(fields[_UTIME]) + int(fields[_STIME])) / os.sysconf("SC_CLK_TCK")
