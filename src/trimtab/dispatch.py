@@ -222,7 +222,7 @@ class Dispatcher:
         call.whole = True
         _count(call, facts.usage, request.body_bytes, facts.text_chars // _BYTES_PER_TOKEN)
         if dialect != request.dialect:
-            body = translate_reply(body, dialect, request.dialect)
+            body = translate_reply(body, dialect, request.dialect, created=int(request.at))
         flight.status = 200
         flight.served = call.attempt.target
         flight.response_bytes = len(body)
@@ -231,7 +231,7 @@ class Dispatcher:
         return Finish(200, [(b"content-type", b"application/json")], body)
 
     async def _stream(self, flight: Flight, call: _Call, sink: Sink, head: Head) -> Finish:
-        """Forward every piece but the end mark. Nothing is sent before the first token: until then it can be retried."""
+        """Forward every piece but the end mark; nothing before the first token, so until then it can be retried."""
         request, deadline, idle_s = flight.request, call.deadline, call.attempt.timeouts.idle_s
         scanner = _scanner(call, request)
         kept: list[bytes] | None = [] if flight.wants_reply else None
@@ -262,7 +262,10 @@ class Dispatcher:
             flight.end = End.ERROR
         elif kept is not None:
             kept.append(scanner.tail)
-            flight.make_reply = lambda: _reply(call, CODECS[request.dialect].assemble(b"".join(kept)), request)
+            whole = kept
+            usage = scanner.usage  # taken out of a stream whose client did not ask for it, but not out of the answer
+            codec = CODECS[request.dialect]
+            flight.make_reply = lambda: _reply(call, codec.assemble(b"".join(whole), usage=usage), request)
         flight.response_bytes += len(scanner.tail)
         return Finish(200, None, scanner.tail, cut=not scanner.ended)
 
@@ -310,7 +313,7 @@ def _scanner(call: _Call, request: Request) -> Scanner:
         raise UpstreamInvalid(f"{call.engine.name} answered {kind or 'no content type'}, not an event stream")
     if dialect == request.dialect:
         return CODECS[dialect].scanner(strip_usage=not request.wants_usage)
-    return StreamTranslator(dialect, request.dialect, include_usage=request.wants_usage)
+    return StreamTranslator(dialect, request.dialect, include_usage=request.wants_usage, created=int(request.at))
 
 
 def _of(call: _Call) -> UpstreamReply:
@@ -446,7 +449,7 @@ def _reply(call: _Call, body: bytes, request: Request) -> Reply:
     finish = call.finish
     if call.engine.dialect != request.dialect:
         finish = CODECS[request.dialect].read_reply(body).finish
-    return Reply(body, call.model, call.usage, finish, call.attempt.target)
+    return Reply(body, call.model, call.usage, finish, call.attempt.target, call.machine_s)
 
 
 def _late(deadline: Deadline, limits: Timeouts, target: Target) -> str:

@@ -144,7 +144,7 @@ class UpstreamCut(UpstreamError):
 
 
 class UpstreamTimeout(UpstreamError):
-    """One of the attempt's deadlines passed; not retried on the same target, since the first call may still be billed."""
+    """A deadline of the attempt passed; not retried on the same target: the first call may still be billed."""
 
     status = 504
     code = "upstream_timeout"

@@ -131,6 +131,7 @@ def interrupted(intents: Sequence[Intent]) -> Record:
         baseline_usage=attempts[0].usage,
         baseline_model=first.model,
         baseline_provider=first.provider,
+        baseline_engine=first.engine,
     )
 
 
@@ -153,27 +154,22 @@ def _sum(costs: tuple[Money, ...]) -> tuple[int | None, str, str]:
 
 
 def _baseline(record: Record, prices: Prices, costs: tuple[Money, ...]) -> Money:
-    """The price of the one call that would have been made without the levers.
-
-    Hardware priced by the hour has no price per token: there the baseline is known only if that very call was made.
-    """
-    usage = record.baseline_usage
+    """The price of the one call that would have been made without the levers: of the very call, where it was made."""
     if not record.baseline_model:
         return Money(None, UNPRICED, "no baseline model")
-    engine = ""
     for attempt, cost in zip(record.attempts, costs, strict=True):
-        if attempt.model == record.baseline_model and attempt.provider == record.baseline_provider:
-            if attempt.usage == usage and cost.source != NOT_BILLED:
-                return cost
-            engine = attempt.engine
-    if not usage.total:
+        same = attempt.model == record.baseline_model and attempt.provider == record.baseline_provider
+        if same and attempt.usage == record.baseline_usage and cost.source != NOT_BILLED:
+            return cost
+    if not record.baseline_usage.total:
         return Money(None, UNPRICED, "no baseline usage")
     return prices.price(
         record.baseline_provider,
         record.baseline_model,
-        usage,
+        record.baseline_usage,
         record.at,
-        engine=engine or prices.engine_of(record.model, record.baseline_model),
+        engine=record.baseline_engine,
+        machine_s=record.baseline_machine_s,
     )
 
 

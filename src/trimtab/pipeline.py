@@ -204,7 +204,7 @@ class Pipeline:
                 stages["earlier_attempts"] = last.start_s - attempts[0].start_s
             stages["model_ttft"] = first_s - last.start_s
             stages["model_stream"] = last.end_s - first_s
-        baseline, model, provider = _baseline(flight)
+        baseline, model, provider, engine, machine_s = _baseline(flight)
         record = Record(
             id=request.id,
             at=request.at,
@@ -226,6 +226,8 @@ class Pipeline:
             baseline_usage=baseline,
             baseline_model=model,
             baseline_provider=provider,
+            baseline_engine=engine,
+            baseline_machine_s=machine_s,
             request_bytes=request.body_bytes,
             response_bytes=flight.response_bytes,
         )
@@ -294,12 +296,15 @@ def _cache_word(flight: Flight) -> str:
     return "miss" if flight.wants_reply else "bypass"
 
 
-def _baseline(flight: Flight) -> tuple[Usage, str, str]:
-    """What the request would have used without the levers: tokens of the stored answer, or of the one it got."""
+def _baseline(flight: Flight) -> tuple[Usage, str, str, str, float]:
+    """What the request would have used without the levers: as the stored answer did, or the one that it got.
+
+    Usage, upstream model, provider, engine, machine seconds.
+    """
     if flight.stored is not None:
-        target = flight.stored.target
-        return flight.stored.usage, target.upstream_model, target.provider
+        stored, target = flight.stored, flight.stored.target
+        return stored.usage, target.upstream_model, target.provider, target.engine, stored.machine_s
     for attempt in reversed(flight.attempts):
         if attempt.usage_source != "none":
-            return attempt.usage, attempt.model, attempt.provider
-    return NO_USAGE, "", ""
+            return attempt.usage, attempt.model, attempt.provider, attempt.engine, attempt.machine_s
+    return NO_USAGE, "", "", "", 0.0

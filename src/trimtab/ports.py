@@ -1,4 +1,4 @@
-"""The seams: what the core needs from the outside, as Protocols with few verbs. Concrete classes meet in `app.py` only."""
+"""The seams: what the core needs from the outside, as Protocols with few verbs. Only `app.py` names classes."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ class Engine(Protocol):
         timeouts: Timeouts,
         client_key: str,
     ) -> UpstreamReply:
-        """Send and wait for the reply's head. `path` begins with /v1/. Raises UpstreamUnreachable; cancellation aborts."""
+        """Send and wait for the reply's head. `path` begins with /v1/. Raises UpstreamError; cancelling aborts."""
         ...
 
     async def ready(self) -> bool:

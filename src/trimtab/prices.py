@@ -137,9 +137,8 @@ class Prices:
         self._memo: dict[tuple[str, str], _Known] = {}
         self._source = ""
         self._by_upstream = {name: _compile(price) for name, price in (overrides or {}).items()}
-        self._by_client = dict(models or {})
         self._by_engine: dict[tuple[str, str], _Rates | Decimal] = {}
-        for entry in self._by_client.values():
+        for entry in (models or {}).values():
             self._by_engine.setdefault((entry.engine, entry.upstream_model), _compile(entry.price))
 
     @classmethod
@@ -192,11 +191,6 @@ class Prices:
         """Look up (provider, upstream model) pairs, so that `quick` knows them; may run in another thread."""
         for provider, model in models:
             self._known(provider, model)
-
-    def engine_of(self, client_model: str, upstream_model: str) -> str:
-        """The engine of a configured model that has a price of its own, by the client's name for it; else ""."""
-        model = self._by_client.get(client_model)
-        return model.engine if model is not None and model.upstream_model == upstream_model else ""
 
     def _override(self, provider: str, model: str, engine: str) -> _Rates | Decimal | None:
         if engine and self._by_engine and (found := self._by_engine.get((engine, model))) is not None:

@@ -130,7 +130,9 @@ class Request(msgspec.Struct, frozen=True):
     start: float  # monotonic seconds
     client_key: str = ""  # the secret that the client sent; never stored
     headers: tuple[tuple[bytes, bytes], ...] = ()
-    variant: bytes = b""  # those of `headers` that may change the answer (API version, betas, organisation), for cache keys
+    variant: bytes = (
+        b""  # those of `headers` that may change the answer (API version, betas, organisation), for cache keys
+    )
 
 
 class Target(msgspec.Struct, frozen=True):
@@ -143,7 +145,10 @@ class Target(msgspec.Struct, frozen=True):
 
 
 class Timeouts(msgspec.Struct, frozen=True):
-    """Deadlines of one attempt, in seconds; `first_token_s` runs from the send to the first byte of the reply's body."""
+    """Deadlines of one attempt, in seconds.
+
+    `first_token_s` runs from the send to a stream's first token, or to the head of a reply that is not streamed.
+    """
 
     connect_s: float = 5.0
     first_token_s: float = 120.0
@@ -181,6 +186,7 @@ class Stored(msgspec.Struct, frozen=True):
     request_id: str  # of the request that paid for it
     created: float  # unix seconds
     expires: float  # unix seconds
+    machine_s: float = 0.0  # the engine's busy seconds that it took
 
 
 class Continue(msgspec.Struct, frozen=True):
@@ -303,6 +309,8 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True, tag="row", tag_fie
     baseline_usage: Usage = NO_USAGE  # tokens the request would have had without the levers
     baseline_model: str = ""  # upstream name
     baseline_provider: str = ""
+    baseline_engine: str = ""
+    baseline_machine_s: float = 0.0
     request_bytes: int = 0
     response_bytes: int = 0
 
@@ -315,6 +323,7 @@ class Reply(msgspec.Struct, frozen=True):
     usage: Usage
     finish: str  # the dialect's own stop reason
     target: Target
+    machine_s: float = 0.0
 
 
 class Outcome(msgspec.Struct, frozen=True):

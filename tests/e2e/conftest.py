@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
-from gateway_process import Gateway
+from gateway_process import Gateway, MakeGateway
 from upstream import ClosedPort, Upstream
-
-MakeGateway = Callable[..., Gateway]
 
 
 @pytest.fixture(scope="session")

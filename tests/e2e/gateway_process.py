@@ -15,6 +15,7 @@ import time
 import urllib.error
 import urllib.request
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -225,6 +226,10 @@ class Gateway:
             return rows
         finally:
             connection.close()
+
+
+MakeGateway = Callable[..., Gateway]
+"""What the fixture `gateways` is: starts one and stops it when the module is done."""
 
 
 def two_upstreams(port: int, *, models: str = "", extra: str = "") -> str:

@@ -21,7 +21,6 @@ from asking import (
     once_more,
     post,
 )
-from conftest import MakeGateway
 from faults import (
     ALL_PAIRS,
     BOTH,
@@ -31,7 +30,7 @@ from faults import (
     assert_one_row_each,
     fault_config,
 )
-from gateway_process import Gateway
+from gateway_process import Gateway, MakeGateway
 from upstream import Seen, Upstream
 from upstream_shapes import Act
 

@@ -21,7 +21,6 @@ from asking import (
     is_whole,
     once_more,
 )
-from conftest import MakeGateway
 from faults import (
     ALL_PAIRS,
     BOTH,
@@ -34,7 +33,7 @@ from faults import (
     assert_one_row_each,
     fault_config,
 )
-from gateway_process import Gateway, new_id
+from gateway_process import Gateway, MakeGateway, new_id
 from upstream import Upstream
 from upstream_shapes import DEFAULT_TEXT, Act
 

@@ -10,8 +10,7 @@ import anthropic
 import openai
 import pytest
 from asking import SAME, Pair, error_of, name_of, send
-from conftest import MakeGateway
-from gateway_process import TRIMTAB, Gateway, free_port, hashed, new_id, two_upstreams
+from gateway_process import TRIMTAB, Gateway, MakeGateway, free_port, hashed, new_id, two_upstreams
 from upstream import Upstream
 from upstream_shapes import Act
 

@@ -12,8 +12,7 @@ from typing import Any
 
 import pytest
 from asking import SAME, Got, Pair, RawClient, name_of, send
-from conftest import MakeGateway
-from gateway_process import Gateway, new_id, two_upstreams
+from gateway_process import Gateway, MakeGateway, new_id, two_upstreams
 from upstream import Upstream, wait_until
 from upstream_shapes import DEFAULT_TEXT, Act
 

@@ -9,8 +9,7 @@ from typing import Any
 import anthropic
 import pytest
 from asking import assert_cancelled, once_more
-from conftest import MakeGateway
-from gateway_process import Gateway, new_id, two_upstreams
+from gateway_process import Gateway, MakeGateway, new_id, two_upstreams
 from pydantic import BaseModel
 from upstream import Upstream, wait_until
 from upstream_shapes import DEFAULT_TEXT, Act, Tokens, Tool

@@ -7,8 +7,7 @@ from typing import Any, Literal
 import anthropic
 import openai
 import pytest
-from conftest import MakeGateway
-from gateway_process import Gateway, new_id
+from gateway_process import Gateway, MakeGateway, new_id
 from pydantic import BaseModel
 
 MODEL = "smollm2-135m-instruct"

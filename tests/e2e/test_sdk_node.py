@@ -11,8 +11,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from conftest import MakeGateway
-from gateway_process import Gateway, two_upstreams
+from gateway_process import Gateway, MakeGateway, two_upstreams
 from upstream import Upstream, wait_until
 from upstream_shapes import DEFAULT_TEXT, Act, Tool
 

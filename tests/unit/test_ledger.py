@@ -127,7 +127,13 @@ def test_the_price_of_a_configured_model_is_found_for_the_baseline_of_a_hit():
     prices = Prices(
         {}, {"client-name": ModelOverride("e", "m", PriceOverride(input_per_mtok=1.0, output_per_mtok=1.0))}
     )
-    assert settle(record(cache="hit"), prices).saved_nusd == 110_000
+    assert settle(record(cache="hit", baseline_engine="e"), prices).saved_nusd == 110_000
+
+
+def test_a_hit_saves_the_machine_time_that_the_stored_answer_took():
+    prices = Prices({}, {"client-name": ModelOverride("e", "m", PriceOverride(machine_hour=3.6))})
+    hit = record(cache="hit", baseline_engine="e", baseline_machine_s=2.0)
+    assert settle(hit, prices).saved_nusd == 2_000_000
 
 
 def test_an_interrupted_request_is_one_row_with_an_attempt_per_intent():

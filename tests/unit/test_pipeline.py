@@ -155,9 +155,7 @@ class World:
         self.dispatcher = Dispatcher(
             self.engines, self.journal, Clock(), max_response_bytes=1000_000, sleep=sleep, jitter=lambda: 0.5
         )
-        self.pipeline = Pipeline(
-            self.dispatcher, self.journal, Clock(), lambda record: None, lambda *_: 5_000_000_000
-        )
+        self.pipeline = Pipeline(self.dispatcher, self.journal, Clock(), lambda record: None, lambda *_: 5_000_000_000)
 
     async def run(self, *attempts, levers=(), stream=False, fields=None, **plan):
         raw = {k: msgspec.Raw(json.dumps(v).encode()) for k, v in (fields or {"model": "a", "messages": [{}]}).items()}
@@ -343,7 +341,9 @@ async def test_learning_sees_the_whole_stream_and_its_failure_loses_nothing():
 @settings(deadline=None, max_examples=50)
 @given(st.lists(st.tuples(st.floats(0, 10), st.floats(0.01, 5)), min_size=1, max_size=8))
 def test_shares_of_machine_time_add_up_to_the_busy_time(calls):
-    events = sorted([(start, 1, i) for i, (start, _) in enumerate(calls)] + [(s + d, 0, i) for i, (s, d) in enumerate(calls)])
+    events = sorted(
+        [(start, 1, i) for i, (start, _) in enumerate(calls)] + [(s + d, 0, i) for i, (s, d) in enumerate(calls)]
+    )
     share, marks, total, busy, running, last = BusyShare(), {}, 0.0, 0.0, 0, 0.0
     for at, starts, i in events:
         busy += (at - last) * (running > 0)

@@ -204,9 +204,6 @@ def test_overrides_of_configured_models_belong_to_their_engine():
     prices = Prices.of_tables({}, models)
     assert prices.price("", "llama", Usage(input=3), NOV_2026, engine="box").nusd == 6000
     assert prices.price("", "llama", Usage(input=3), NOV_2026, engine="other").nusd is None
-    assert prices.engine_of("fast", "llama") == "box"
-    assert prices.engine_of("fast", "gpt-4o") == ""
-    assert prices.engine_of("plain", "plain") == ""
     hour = prices.price("", "named", Usage(input=3), NOV_2026, engine="other", machine_s=2.5)
     assert (hour.nusd, hour.source) == (2_500_000, MACHINE_HOUR)
     assert prices.price("", "named", Usage(input=3), NOV_2026, engine="other").nusd is None

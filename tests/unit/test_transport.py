@@ -36,7 +36,12 @@ class Server:
             while True:
                 head = await reader.readuntil(b"\r\n\r\n")
                 length = next(
-                    (int(line.split(b":")[1]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length")), 0
+                    (
+                        int(line.split(b":")[1])
+                        for line in head.split(b"\r\n")
+                        if line.lower().startswith(b"content-length")
+                    ),
+                    0,
                 )
                 self.requests.append((head, await reader.readexactly(length)))
                 answer = self.answers.pop(0)
@@ -54,7 +59,10 @@ class Server:
         return await self.origin.request("POST", "/v1/x", b"a: b\r\n", body, 5.0, **kwargs)
 
 
-OK = b"HTTP/1.1 200 OK\r\ncontent-type: Application/JSON; charset=utf-8\r\nx-request-id: up-1\r\ncontent-length: 2\r\n\r\nok"
+OK = (
+    b"HTTP/1.1 200 OK\r\ncontent-type: Application/JSON; charset=utf-8\r\n"
+    b"x-request-id: up-1\r\ncontent-length: 2\r\n\r\nok"
+)
 
 
 async def test_a_buffered_reply_and_the_connection_is_used_again():
@@ -207,7 +215,7 @@ async def test_connecting_has_a_deadline():
             waiting = stack.enter_context(socket.socket())
             waiting.setblocking(False)
             waiting.connect_ex(deaf.getsockname())
-        with pytest.raises(UpstreamTimeout, match="did not accept a connection within 0.2 s"):
+        with pytest.raises(UpstreamTimeout, match="did not accept a connection within"):
             await Origin(f"http://127.0.0.1:{deaf.getsockname()[1]}").request("GET", "/", b"", b"", 0.2)
 
 

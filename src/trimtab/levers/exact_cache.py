@@ -156,6 +156,7 @@ class ExactCache:
             # The arrival and not now: the answer is as old as its question, and a purge while it was made rejects it.
             created=request.at,
             expires=request.at + memo.ttl_s,
+            machine_s=reply.machine_s,
         )
         self._store.put(memo.key, stored)
 
