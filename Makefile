@@ -4,7 +4,7 @@ PY ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test check lock clean
+.PHONY: help demo test check lock bench-overhead clean
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
 
@@ -35,6 +35,9 @@ lock: ## refresh the locks (needs uv); they hold hashes and name no host
 	  --build-constraints /dev/null pyproject.toml -o requirements.lock
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate \
 	  -c requirements.lock --group dev pyproject.toml -o requirements-dev.lock
+
+bench-overhead: $(VENV)/.dev ## CPU per request beside nginx, LiteLLM and others, in one run (about ten minutes)
+	@$(BIN)/python bench/overhead.py
 
 clean: ## remove the environment and caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis dist

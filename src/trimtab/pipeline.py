@@ -221,7 +221,7 @@ class Pipeline:
             error=flight.error,
             cache=flight.cache or _cache_word(flight),
             stages=stages,
-            decisions=tuple([_decision_record(d) for d in flight.decisions]),
+            decisions=tuple([_decision_record(d, stages[d.lever]) for d in flight.decisions]),
             attempts=tuple(attempts),
             baseline_usage=baseline,
             baseline_model=model,
@@ -272,7 +272,7 @@ def _step_name(decision: Decision) -> str:
     return "continue" if step is None else {Continue: "change", Answer: "answer", Refuse: "refuse"}[type(step)]
 
 
-def _decision_record(d: Decision) -> DecisionRecord:
+def _decision_record(d: Decision, took_s: float) -> DecisionRecord:
     return DecisionRecord(
         d.lever,
         d.version,
@@ -283,7 +283,7 @@ def _decision_record(d: Decision) -> DecisionRecord:
         d.threshold,
         d.saving_nusd,
         d.saving_basis,
-        d.took_s,
+        took_s,
     )
 
 

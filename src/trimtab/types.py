@@ -226,7 +226,6 @@ class Decision(msgspec.Struct, frozen=True):
     threshold: float | None = None
     saving_nusd: int | None = None  # predicted
     saving_basis: str = ""
-    took_s: float = 0.0
     wants_reply: bool = False  # keep the reply for `learn`
     memo: Any = None
 

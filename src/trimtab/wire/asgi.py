@@ -10,6 +10,8 @@ import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+from msgspec import structs
+
 from trimtab.errors import MethodNotAllowed, NotFound, TrimtabError, Unauthenticated
 from trimtab.flight import Flight, Message
 from trimtab.protocols import CODECS
@@ -104,17 +106,17 @@ async def _chat(
 ) -> None:
     mono = gateway.clock.mono
     start, at = mono(), gateway.clock.wall()
-    path, tenant, head = scope["path"], "", _NO_HEAD
+    path, where, head, parsed = scope["path"], Scope(""), _NO_HEAD, None
     try:
         if scope["method"] != "POST":
             raise MethodNotAllowed(f"{path} takes POST, not {scope['method']}")
         head = Head(scope["headers"])
-        tenant = gateway.access.tenant(head.secret)
+        where = Scope(gateway.access.tenant(head.secret))
         authorised = mono()
         body = await read_body(receive, head, gateway.config.server.max_request_bytes)
         read = mono()
         parsed = CODECS[dialect].parse(body)
-        where = scope_of(tenant, {**parsed.metadata, **head.ours} if parsed.metadata else head.ours)
+        where = scope_of(where.tenant, {**parsed.metadata, **head.ours} if parsed.metadata else head.ours)
         gateway.access.allow(head.secret, where.route)
         plan = gateway.targets.plan(where.route, parsed.model, dialect)
     except Unauthenticated as exc:
@@ -122,7 +124,10 @@ async def _chat(
         await _say(gateway, dialect, exc, sink)
         return
     except (ClientGone, TrimtabError) as exc:
-        await _turn_away(gateway, _stub(gateway, dialect, path, Scope(tenant), head, (at, start)), exc, sink)
+        stub = _stub(gateway, dialect, path, where, (at, start))
+        if parsed is not None:
+            stub = structs.replace(stub, model=parsed.model, stream=parsed.stream)
+        await _turn_away(gateway, structs.replace(stub, body_bytes=head.content_length), exc, sink)
         return
     query = scope["query_string"]
     flight = Flight(
@@ -147,11 +152,9 @@ async def _chat(
     await gateway.pipeline.run(flight, plan, gateway.levers, sink)
 
 
-def _stub(
-    gateway: Gateway, dialect: Dialect, path: str, where: Scope, head: Head, times: tuple[float, float]
-) -> Request:
+def _stub(gateway: Gateway, dialect: Dialect, path: str, where: Scope, times: tuple[float, float]) -> Request:
     """What is known of a request that was turned away; `times` are its arrival in unix and monotonic seconds."""
-    return Request(gateway.ids.next(), dialect, path, where, "", {}, False, False, head.content_length, *times)
+    return Request(gateway.ids.next(), dialect, path, where, "", {}, False, False, 0, *times)
 
 
 async def _turn_away(gateway: Gateway, request: Request, why: ClientGone | TrimtabError, sink: AsgiSink) -> None:
@@ -213,7 +216,7 @@ async def _relay(gateway: Gateway, scope: MutableMapping[str, Any], receive: Rec
         model = gateway.model_in(body, head.content_type)
         target = gateway.relay_target(where.route, model, dialect)
     except (ClientGone, TrimtabError) as exc:
-        await _turn_away(gateway, _stub(gateway, dialect, path, Scope(tenant), head, (at, start)), exc, sink)
+        await _turn_away(gateway, _stub(gateway, dialect, path, Scope(tenant), (at, start)), exc, sink)
         return
     secret = gateway.access.passed(head.secret)
     flight = Flight(
