@@ -263,6 +263,17 @@ def test_our_own_refusals(client: anthropic.Anthropic) -> None:
     assert body["error"]["type"] == "not_found_error"
 
 
+def test_what_cannot_be_translated_is_refused_by_name(client: anthropic.Anthropic, upstream: Upstream) -> None:
+    prompt = upstream.prompt()
+    pdf = {"type": "document", "source": {"type": "base64", "media_type": "application/pdf", "data": "AAAA"}}
+    messages: Any = [{"role": "user", "content": [{"type": "text", "text": prompt}, pdf]}]
+    with pytest.raises(anthropic.BadRequestError, match="document"):
+        client.messages.create(model="gpt", max_tokens=9, messages=messages)
+    assert upstream.requests(prompt) == []
+    client.messages.create(model="claude", max_tokens=9, messages=messages)
+    assert upstream.requests(prompt)[0].json["messages"] == messages
+
+
 @pytest.mark.parametrize("model", MODELS)
 def test_client_side_timeout(client: anthropic.Anthropic, gateway: Gateway, upstream: Upstream, model: str) -> None:
     prompt, workflow = upstream.prompt(Act(head_after_s=30)), new_id()

@@ -278,6 +278,19 @@ def test_our_own_refusals(gateway: Gateway, client: openai.OpenAI) -> None:
     assert unknown.value.code == "model_not_found"
 
 
+@pytest.mark.parametrize("field", [{"n": 2}, {"logprobs": True}, {"seed": 3}], ids=lambda field: next(iter(field)))
+def test_what_cannot_be_translated_is_refused_by_name(
+    client: openai.OpenAI, upstream: Upstream, field: dict[str, Any]
+) -> None:
+    prompt = upstream.prompt()
+    with pytest.raises(openai.BadRequestError) as failed:
+        client.chat.completions.create(model="claude", messages=user(prompt), **field)
+    assert (failed.value.param, failed.value.code) == (next(iter(field)), "unsupported")
+    assert upstream.requests(prompt) == []
+    client.chat.completions.create(model="gpt", messages=user(prompt), **field)
+    assert field.items() <= upstream.requests(prompt)[0].json.items()
+
+
 @pytest.mark.parametrize("model", MODELS)
 def test_client_side_timeout(client: openai.OpenAI, gateway: Gateway, upstream: Upstream, model: str) -> None:
     prompt, workflow = upstream.prompt(Act(head_after_s=30)), new_id()

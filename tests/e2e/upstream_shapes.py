@@ -260,8 +260,8 @@ def check_anthropic(body: dict[str, Any], *, counting: bool = False) -> str:
         return "metadata: Extra inputs are not permitted"
     open_calls: set[str] = set()
     for i, message in enumerate(body["messages"]):
-        if message.get("role") not in {"user", "assistant"}:
-            return f"messages.{i}.role: Input should be 'user' or 'assistant'"
+        if message.get("role") not in {"user", "assistant", "system"}:
+            return f"messages.{i}.role: Input should be 'user', 'assistant' or 'system'"
         blocks = message["content"] if isinstance(message["content"], list) else []
         results = {block["tool_use_id"] for block in blocks if block["type"] == "tool_result"}
         if message["role"] == "user" and results != open_calls:

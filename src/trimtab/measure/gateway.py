@@ -88,7 +88,9 @@ class GatewayProcess:
             await origin.close()
 
     def last_log(self) -> str:
-        """Its last lines, with a heading."""
+        """Its last lines, with a heading; not again what `echo` has shown."""
+        if self.echo is not None:
+            return "Its log is above."
         lines = b"\n".join(self._last).decode(errors="replace")
         return f"Its last lines:\n{lines}" if lines.strip() else "It wrote nothing to its log."
 
