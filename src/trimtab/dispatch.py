@@ -85,7 +85,10 @@ class _Call:
         self.last_at = started + limits.total_s
         owner.journal.intent(_intent(self.flight.request, self))
         self._mark = owner.busy[self.engine.name].start(started)
-        self.deadline = owner.deadlines.start(started + min(limits.first_token_s, limits.total_s), "first_token_s")
+        if self.flight.request.stream and limits.first_token_s < limits.total_s:
+            self.deadline = owner.deadlines.start(started + limits.first_token_s, "first_token_s")
+        else:  # an answer that is not streamed comes at once, after all of its tokens
+            self.deadline = owner.deadlines.start(self.last_at, "total_s")
         return self
 
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, _: object) -> None:
@@ -178,7 +181,6 @@ class Dispatcher:
             reply = call.reply = await engine.open(
                 message.method, message.path, message.headers, message.body, limits, request.client_key
             )
-            call.deadline.at, call.deadline.label = call.last_at, "total_s"
             flight.status, flight.started = reply.status, True
             passed = [(k.encode(), v.encode("latin-1")) for k, v in reply.header_items() if k not in _HOP_HEADERS]
             await sink.start(reply.status, head(flight) + passed)
@@ -207,7 +209,6 @@ class Dispatcher:
                 raise await _status_error(call, request)
             if request.stream:
                 return await self._stream(flight, call, sink, head)
-            call.deadline.at, call.deadline.label = call.last_at, "total_s"
             return await self._buffered(flight, call)
 
     async def _buffered(self, flight: Flight, call: _Call) -> Finish:

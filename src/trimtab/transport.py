@@ -15,7 +15,8 @@ from urllib.parse import urlsplit
 
 import httptools
 
-from trimtab.errors import UpstreamInvalid, UpstreamTimeout, UpstreamUnreachable
+from trimtab.errors import TrimtabError, UpstreamInvalid, UpstreamTimeout, UpstreamUnreachable
+from trimtab.types import Request
 
 _PAUSE_BYTES = (
     512 * 1024
@@ -355,3 +356,31 @@ class Origin:
         for connection in list(self._all):
             connection.transport.abort()
         self._idle.clear()
+
+
+class HttpEngine:
+    """What engines over one origin share; each adds `kind`, `dialect` and how it sends (`ports.Engine.open`)."""
+
+    def __init__(self, name: str, provider: str, secret: str, origin: Origin) -> None:
+        self.name = name
+        self.provider = provider
+        self.holds_secret = bool(secret)
+        self._secret = secret
+        self._origin = origin
+
+    def refuse(self, request: Request) -> TrimtabError | None:
+        """Nothing: the upstream judges for itself."""
+        return None
+
+    async def ready(self) -> bool:
+        """Always: whether a remote answers is known only by asking, which costs."""
+        return True
+
+    async def close(self) -> None:
+        """Drop all connections."""
+        await self._origin.close()
+
+
+def header_lines(headers: list[tuple[bytes, bytes]]) -> bytes:
+    """Headers as they go over the wire, each line with its CRLF."""
+    return b"".join([b"%b: %b\r\n" % header for header in headers])

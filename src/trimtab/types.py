@@ -147,7 +147,7 @@ class Target(msgspec.Struct, frozen=True):
 class Timeouts(msgspec.Struct, frozen=True):
     """Deadlines of one attempt, in seconds.
 
-    `first_token_s` runs from the send to a stream's first token, or to the head of a reply that is not streamed.
+    `first_token_s` and `idle_s` are for streams: from the send to the first token, and between two pieces after it.
     """
 
     connect_s: float = 5.0

@@ -250,9 +250,17 @@ async def test_the_clients_mistake_is_not_retried():
 
 
 async def test_a_deadline_goes_to_the_fallback_and_is_not_retried():
-    soon = Timeouts(first_token_s=0.1)
+    soon = Timeouts(total_s=0.1)
     world = World(Engine("one", "hang"), Engine("two", buffered()))
     row = await world.run(Attempt(A, timeouts=soon), RETRY, FALLBACK)
+    assert [a.end for a in row.attempts] == ["timeout", "ok"]
+    assert "total_s" in row.attempts[0].error
+
+
+async def test_a_stream_has_a_deadline_for_its_first_token():
+    soon = Timeouts(first_token_s=0.1)
+    world = World(Engine("one", stream("hang")), Engine("two", stream(CHUNK, LAST, USAGE, DONE)))
+    row = await world.run(Attempt(A, timeouts=soon), RETRY, FALLBACK, stream=True)
     assert [a.end for a in row.attempts] == ["timeout", "ok"]
     assert "first_token_s" in row.attempts[0].error
 

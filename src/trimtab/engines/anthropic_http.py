@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
-from trimtab.errors import TrimtabError
-from trimtab.transport import HttpReply, Origin
-from trimtab.types import Dialect, Request, Timeouts
+from trimtab.transport import HttpEngine, HttpReply, Origin, header_lines
+from trimtab.types import Dialect, Timeouts
 
 _VERSION = b"2023-06-01"  # sent where the client, speaking another dialect, names none
 
@@ -21,22 +20,11 @@ class Config(msgspec.Struct, frozen=True):
     ca_file: str = ""  # further trusted CA certificates, PEM
 
 
-class AnthropicEngine:
-    """Implements `ports.Engine` over one origin."""
+class AnthropicEngine(HttpEngine):
+    """Implements `ports.Engine`."""
 
     kind = "anthropic_http"
     dialect = Dialect.ANTHROPIC
-
-    def __init__(self, name: str, config: Config, secret: str) -> None:
-        self.name = name
-        self.provider = config.provider
-        self.holds_secret = bool(secret)
-        self._secret = secret
-        self._origin = Origin(config.base_url, ca_file=config.ca_file)
-
-    def refuse(self, request: Request) -> TrimtabError | None:
-        """Nothing: the upstream judges for itself."""
-        return None
 
     async def open(
         self,
@@ -48,26 +36,17 @@ class AnthropicEngine:
         client_key: str,
     ) -> HttpReply:
         """Send to `base_url` + `path`. See `ports.Engine.open`."""
+        head = header_lines(headers)
         key = self._secret or client_key
-        lines = [b"%b: %b\r\n" % header for header in headers]
         if not any(name == b"anthropic-version" for name, _ in headers):
-            lines.append(b"anthropic-version: %b\r\n" % _VERSION)
+            head += b"anthropic-version: %b\r\n" % _VERSION
         if key.startswith("sk-ant-oat"):  # an OAuth token, which the API takes as a bearer only
-            lines.append(b"authorization: Bearer %b\r\n" % key.encode())
+            head += b"authorization: Bearer %b\r\n" % key.encode()
         elif key:
-            lines.append(b"x-api-key: %b\r\n" % key.encode())
-        head = b"".join(lines)
+            head += b"x-api-key: %b\r\n" % key.encode()
         return await self._origin.request(method, self._origin.base_path + path, head, body, timeouts.connect_s)
-
-    async def ready(self) -> bool:
-        """Always: whether a remote answers is known only by asking, which costs."""
-        return True
-
-    async def close(self) -> None:
-        """Drop all connections."""
-        await self._origin.close()
 
 
 def build(name: str, config: Config, secret: str) -> AnthropicEngine:
     """An engine inside the running event loop."""
-    return AnthropicEngine(name, config, secret)
+    return AnthropicEngine(name, config.provider, secret, Origin(config.base_url, ca_file=config.ca_file))

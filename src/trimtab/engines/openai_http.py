@@ -6,9 +6,8 @@ from typing import Annotated
 
 import msgspec
 
-from trimtab.errors import TrimtabError
-from trimtab.transport import HttpReply, Origin
-from trimtab.types import Dialect, Request, Timeouts
+from trimtab.transport import HttpEngine, HttpReply, Origin, header_lines
+from trimtab.types import Dialect, Timeouts
 
 
 class Config(msgspec.Struct, frozen=True):
@@ -21,22 +20,11 @@ class Config(msgspec.Struct, frozen=True):
     ca_file: str = ""  # further trusted CA certificates, PEM
 
 
-class OpenAIEngine:
-    """Implements `ports.Engine` over one origin."""
+class OpenAIEngine(HttpEngine):
+    """Implements `ports.Engine`."""
 
     kind = "openai_http"
     dialect = Dialect.OPENAI
-
-    def __init__(self, name: str, config: Config, secret: str) -> None:
-        self.name = name
-        self.provider = config.provider
-        self.holds_secret = bool(secret)
-        self._secret = secret
-        self._origin = Origin(config.base_url, ca_file=config.ca_file)
-
-    def refuse(self, request: Request) -> TrimtabError | None:
-        """Nothing: the upstream judges for itself."""
-        return None
 
     async def open(
         self,
@@ -48,24 +36,13 @@ class OpenAIEngine:
         client_key: str,
     ) -> HttpReply:
         """Send to `base_url` + `path` without its /v1. See `ports.Engine.open`."""
-        key = self._secret or client_key
-        lines = [b"%b: %b\r\n" % header for header in headers]
-        if key:
-            lines.append(b"authorization: Bearer %b\r\n" % key.encode())
-        head = b"".join(lines)
-        return await self._origin.request(
-            method, self._origin.base_path + path.removeprefix("/v1"), head, body, timeouts.connect_s
-        )
-
-    async def ready(self) -> bool:
-        """Always: whether a remote answers is known only by asking, which costs."""
-        return True
-
-    async def close(self) -> None:
-        """Drop all connections."""
-        await self._origin.close()
+        head = header_lines(headers)
+        if key := self._secret or client_key:
+            head += b"authorization: Bearer %b\r\n" % key.encode()
+        where = self._origin.base_path + path.removeprefix("/v1")
+        return await self._origin.request(method, where, head, body, timeouts.connect_s)
 
 
 def build(name: str, config: Config, secret: str) -> OpenAIEngine:
     """An engine inside the running event loop."""
-    return OpenAIEngine(name, config, secret)
+    return OpenAIEngine(name, config.provider, secret, Origin(config.base_url, ca_file=config.ca_file))
