@@ -242,8 +242,9 @@ class Pipeline:
         self.settle(flight)
 
     async def _learn(self, flight: Flight, record: Record, wanting: list[tuple[Lever, Decision]]) -> None:
+        make_reply, flight.make_reply = flight.make_reply, None  # it refers back to the flight: leave no cycle behind
         try:
-            reply = flight.make_reply() if flight.make_reply is not None else None
+            reply = make_reply() if make_reply is not None else None
             outcome = Outcome(flight.request, record, reply)
             for lever, decision in wanting:
                 await lever.learn(outcome, decision)

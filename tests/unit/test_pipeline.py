@@ -1,6 +1,7 @@
 """The straight line with a scripted engine: order of things, attempts, and exactly one row whatever happens."""
 
 import asyncio
+import gc
 import json
 
 import msgspec
@@ -362,3 +363,17 @@ def test_shares_of_machine_time_add_up_to_the_busy_time(calls):
         else:
             total += share.stop(marks[i], at)
     assert total == pytest.approx(busy)
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+async def test_a_request_leaves_no_reference_cycle(streaming):
+    # Cycles would keep prompts of 100 KB in memory until the collector comes by.
+    lever = Lever(Decision("test", "1", Slot.ADMIT, None, "look", wants_reply=True))
+    gc.collect()
+    gc.disable()
+    try:
+        reply = stream(CHUNK, LAST, USAGE, DONE) if streaming else buffered()
+        await World(Engine("one", reply)).run(Attempt(A), levers=[lever], stream=streaming)
+        assert not [thing for thing in gc.get_objects() if isinstance(thing, Flight)]
+    finally:
+        gc.enable()
