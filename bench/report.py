@@ -125,9 +125,7 @@ def _notes(results: dict[str, Result]) -> list[str]:
             rates = f"{result.sse_rate:.0f} streams a second (added TTFT at {result.ttft_rate:.0f})"
             notes.append(f"{result.title}: streams measured at {rates}: one core of it carries no 100")
     if "trimtab" in results and not _machine()["python_optimized"]:
-        notes.append(
-            "this Python was built without --enable-optimizations: Trimtab's CPU is about a quarter higher for it"
-        )
+        notes.append("this Python was built without --enable-optimizations: Trimtab's CPU is a quarter higher for it")
     return notes
 
 

@@ -2,7 +2,8 @@
 
 A request's life, in these names: a `Request` (with its `Scope`) passes the levers in `Slot` order, each returns a
 `Decision`; what is left is a `Plan` of `Attempt`s, each sent to a `Target`; what happened is a `Record` (one journal
-line), which the ledger prices. Durations are seconds, money is integer nano-USD, tokens are counts.
+line), which the ledger prices. Durations are seconds, money is integer nano-USD, tokens are counts. Those that hold
+nothing but values cannot form cycles: `gc=False` spares the collector the look.
 """
 
 from __future__ import annotations
@@ -110,7 +111,7 @@ class Scope(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     cache: str = ""  # "", "off", "refresh" or "public": what the client asks of the caches
 
 
-class Request(msgspec.Struct, frozen=True):
+class Request(msgspec.Struct, frozen=True, gc=False):
     """One call as the client made it, our own metadata and headers removed.
 
     `fields` maps each top-level JSON field to its bytes exactly as received (the last one where a key came twice):
@@ -135,7 +136,7 @@ class Request(msgspec.Struct, frozen=True):
     )
 
 
-class Target(msgspec.Struct, frozen=True):
+class Target(msgspec.Struct, frozen=True, gc=False):
     """A model behind an engine: `model` is the name that we expose, `upstream_model` the one that the engine knows."""
 
     model: str
@@ -144,7 +145,7 @@ class Target(msgspec.Struct, frozen=True):
     provider: str = ""  # genai-prices provider id, "" when it must be guessed from the model's name
 
 
-class Timeouts(msgspec.Struct, frozen=True):
+class Timeouts(msgspec.Struct, frozen=True, gc=False):
     """Deadlines of one attempt, in seconds.
 
     `first_token_s` and `idle_s` are for streams: from the send to the first token, and between two pieces after it.
@@ -159,7 +160,7 @@ class Timeouts(msgspec.Struct, frozen=True):
 DEFAULT_TIMEOUTS = Timeouts()
 
 
-class Attempt(msgspec.Struct, frozen=True):
+class Attempt(msgspec.Struct, frozen=True, gc=False):
     """One planned upstream call. It is made only if those before it failed in a way that it may mend."""
 
     target: Target
@@ -168,14 +169,14 @@ class Attempt(msgspec.Struct, frozen=True):
     backoff_s: float = 0.0  # waited before it, longer if the failed one's Retry-After says so
 
 
-class Plan(msgspec.Struct, frozen=True):
+class Plan(msgspec.Struct, frozen=True, gc=False):
     """Attempts in order. Retry and fallback are plans: [A, A again, B]."""
 
     attempts: tuple[Attempt, ...]
     retry_after_max_s: float = 20.0  # a longer Retry-After skips the target's other attempts
 
 
-class Stored(msgspec.Struct, frozen=True):
+class Stored(msgspec.Struct, frozen=True, gc=False):
     """An answer that a cache holds: the buffered reply body in the client's dialect, and what it cost to make."""
 
     dialect: Dialect
@@ -196,7 +197,7 @@ class Continue(msgspec.Struct, frozen=True):
     plan: Plan
 
 
-class Answer(msgspec.Struct, frozen=True):
+class Answer(msgspec.Struct, frozen=True, gc=False):
     """Answer from `stored`; no upstream call."""
 
     stored: Stored
@@ -230,7 +231,7 @@ class Decision(msgspec.Struct, frozen=True):
     memo: Any = None
 
 
-class DecisionRecord(msgspec.Struct, frozen=True, omit_defaults=True):
+class DecisionRecord(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """A decision as the ledger stores it."""
 
     lever: str
@@ -245,7 +246,7 @@ class DecisionRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     took_s: float = 0.0
 
 
-class AttemptRecord(msgspec.Struct, frozen=True, omit_defaults=True):
+class AttemptRecord(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """One upstream call as it went. Times are seconds after the request's arrival."""
 
     n: int
@@ -267,7 +268,7 @@ class AttemptRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     machine_s: float = 0.0  # its share of the engine's busy seconds, for hardware priced by the hour
 
 
-class Intent(msgspec.Struct, frozen=True, omit_defaults=True, tag="intent", tag_field="k"):
+class Intent(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, tag="intent", tag_field="k"):
     """Written before an upstream call. One without its `Record` becomes an `interrupted` row with an estimate."""
 
     id: str
@@ -285,7 +286,7 @@ class Intent(msgspec.Struct, frozen=True, omit_defaults=True, tag="intent", tag_
     input_estimate: int  # tokens
 
 
-class Record(msgspec.Struct, frozen=True, omit_defaults=True, tag="row", tag_field="k"):
+class Record(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, tag="row", tag_field="k"):
     """One request, settled: the journal's line and the ledger's source. It holds no prompt and no answer."""
 
     id: str
@@ -314,7 +315,7 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True, tag="row", tag_fie
     response_bytes: int = 0
 
 
-class Reply(msgspec.Struct, frozen=True):
+class Reply(msgspec.Struct, frozen=True, gc=False):
     """A whole answer in the client's dialect, for a lever's `learn`; streams are assembled into their buffered form."""
 
     body: bytes

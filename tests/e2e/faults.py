@@ -45,7 +45,7 @@ fallback = ["claude"]
 retries = 0
 [routes.hasty]
 retries = 0
-timeouts = { connect_s = 5, first_token_s = 1.0, idle_s = 1.0, total_s = 2.5 }
+timeouts = { connect_s = 1, first_token_s = 1.0, idle_s = 1.0, total_s = 2.5 }
 [routes.short]
 retries = 0
 timeouts = { connect_s = 1, first_token_s = 1.5, idle_s = 1.5, total_s = 1.5 }

@@ -81,7 +81,11 @@ def test_openai_stream(oai: openai.OpenAI, gateway: Gateway, usage: bool) -> Non
 
 def test_openai_json_schema(oai: openai.OpenAI) -> None:
     reply = oai.chat.completions.parse(
-        model=MODEL, messages=user("I love this. Judge it."), response_format=Verdict, max_tokens=40
+        model=MODEL,
+        messages=user("I love this. Judge it."),
+        response_format=Verdict,
+        max_tokens=200,
+        temperature=0,
     )
     assert isinstance(reply.choices[0].message.parsed, Verdict)
 
@@ -99,7 +103,7 @@ def test_anthropic_chat_and_stream(ant: anthropic.Anthropic) -> None:
 
 def test_anthropic_json_schema(ant: anthropic.Anthropic) -> None:
     reply = ant.messages.parse(
-        model=MODEL, max_tokens=40, messages=user("I love this. Judge it."), output_format=Verdict
+        model=MODEL, max_tokens=200, messages=user("I love this. Judge it."), output_format=Verdict
     )
     assert isinstance(reply.parsed_output, Verdict)
 

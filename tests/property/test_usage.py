@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trimtab.protocols import CODECS
-from trimtab.protocols.usage import anthropic_usage_object, openai_usage_object
+from trimtab.protocols.usage import anthropic_usage_object, openai_usage, openai_usage_object, read_openai_usage
 from trimtab.types import Dialect, Usage
 
 OAI, ANT = CODECS[Dialect.OPENAI], CODECS[Dialect.ANTHROPIC]
@@ -153,3 +153,23 @@ def test_streamed_and_buffered_openai_usage_agree(report, with_choice):
     scanner.feed(b"data: " + msgspec.json.encode({"model": "m", "choices": choices, "usage": report}) + b"\n\n")
     body = {"choices": [{"message": {"content": "x"}, "finish_reason": "stop"}], "usage": report}
     assert scanner.usage == OAI.usage(report) == OAI.read_reply(msgspec.json.encode(body)).usage
+
+
+TOTALS = ["prompt_tokens", "completion_tokens", "total_tokens"]
+
+
+@settings(deadline=None)
+@given(
+    st.dictionaries(
+        st.sampled_from([*TOTALS, "prompt_cache_hit_tokens", "cache_creation_input_tokens"]),
+        st.one_of(st.integers(-3, 60), st.none()),
+    ),
+    st.dictionaries(st.sampled_from(["cached_tokens", "audio_tokens", "cache_write_tokens"]), st.integers(-2, 40)),
+    st.dictionaries(st.sampled_from(["reasoning_tokens", "audio_tokens"]), st.integers(-2, 40)),
+    st.booleans(),
+)
+def test_the_short_way_to_usage_says_what_the_long_way_says(obj, details_in, details_out, adds_up):
+    if adds_up:
+        obj["total_tokens"] = (obj.get("prompt_tokens") or 0) + (obj.get("completion_tokens") or 0)
+    obj |= {"prompt_tokens_details": details_in, "completion_tokens_details": details_out}
+    assert read_openai_usage(msgspec.Raw(msgspec.json.encode(obj))) == openai_usage(obj)

@@ -34,8 +34,9 @@ def reply(*finishes, **more):
 
 def test_openai_reply_facts():
     facts = OAI.read_reply(reply("stop", usage={"prompt_tokens": 3, "completion_tokens": 2}))
-    assert facts == type(facts)("m", "stop", Usage(input=3, output=2), True, 5)
-    assert OAI.read_reply(reply("stop", usage=None)).usage is None
+    assert facts == type(facts)("m", "stop", Usage(input=3, output=2), True, 0)
+    unknown = OAI.read_reply(reply("stop", usage=None))
+    assert unknown.usage is None and unknown.text_chars == 5
     assert OAI.read_reply(reply("stop", "length")).finish == "length"
     assert OAI.read_reply(reply("length", "content_filter")).finish == "content_filter"
     assert not OAI.read_reply(reply("stop", None)).ok and OAI.read_reply(reply(None)).finish == ""

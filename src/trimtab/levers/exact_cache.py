@@ -63,7 +63,7 @@ class Config(msgspec.Struct, frozen=True):
     share_users: bool = False
 
 
-class Memo(msgspec.Struct, frozen=True):
+class Memo(msgspec.Struct, frozen=True, gc=False):
     """From `decide` to `learn`: under which key the answer goes, whose answer it must be, how long it lives."""
 
     key: bytes

@@ -10,7 +10,7 @@ from trimtab.protocols.chat import ChatReply, ChatRequest, Delta
 from trimtab.types import Dialect, Usage
 
 
-class Parsed(msgspec.Struct, frozen=True):
+class Parsed(msgspec.Struct, frozen=True, gc=False):
     """A request body, decoded at its top level only.
 
     `fields` maps each field to its bytes as received, the last one where a key came twice, our own metadata removed.
@@ -23,8 +23,11 @@ class Parsed(msgspec.Struct, frozen=True):
     metadata: dict[str, str]  # what stood under metadata.trimtab
 
 
-class ReplyFacts(msgspec.Struct, frozen=True):
-    """What settling needs of a buffered reply. `text_chars` counts all that the model wrote, for estimates."""
+class ReplyFacts(msgspec.Struct, frozen=True, gc=False):
+    """What settling needs of a buffered reply.
+
+    `text_chars` counts all that the model wrote, for estimates; it may be 0 where `usage` is known.
+    """
 
     model: str
     finish: str  # the dialect's own word; the worst one of several choices

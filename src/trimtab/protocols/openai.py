@@ -20,7 +20,7 @@ from trimtab.protocols.envelope import (
     with_usage_option,
 )
 from trimtab.protocols.openai_deltas import OpenAIStreamDecoder, OpenAIStreamEncoder
-from trimtab.protocols.usage import openai_usage
+from trimtab.protocols.usage import openai_usage, read_openai_usage
 from trimtab.types import Dialect, Usage
 
 
@@ -53,7 +53,7 @@ class _Choice(msgspec.Struct):
 class _Reply(msgspec.Struct):
     choices: list[_Choice]
     model: str | None = None
-    usage: Any = None
+    usage: msgspec.Raw = msgspec.Raw(b"null")
 
 
 _STREAM_OPTIONS = msgspec.json.Decoder(_StreamOptions)
@@ -116,13 +116,14 @@ class OpenAICodec:
             reply = _REPLY.decode(body)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise UpstreamInvalid(f"the upstream's reply is no chat completion: {error}") from None
+        usage = read_openai_usage(reply.usage)
         finishes = [choice.finish_reason or "" for choice in reply.choices]
         return ReplyFacts(
             model=reply.model or "",
             finish=openai_stream.worst_finish(finishes),
-            usage=openai_usage(reply.usage) if isinstance(reply.usage, dict) and reply.usage else None,
+            usage=usage,
             ok=bool(finishes) and all(finishes),
-            text_chars=sum(_chars(choice.message) for choice in reply.choices),
+            text_chars=0 if usage is not None else sum([_chars(choice.message) for choice in reply.choices]),
         )
 
     def assemble(self, sse: bytes, *, usage: Usage | None = None) -> bytes:

@@ -184,7 +184,8 @@ class LmdbStore:
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="answer-writer", daemon=True)
             self._thread.start()
-        self._wake.set()
+        if not self._wake.is_set():
+            self._wake.set()
 
     def flush(self) -> None:
         """Write what is queued, now."""
