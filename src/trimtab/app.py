@@ -27,10 +27,11 @@ from trimtab.stores.journal import FileJournal
 from trimtab.stores.lmdb import LmdbStore
 from trimtab.stores.memory import MemoryStore
 from trimtab.types import Usage
-from trimtab.wire.asgi import App
+from trimtab.wire.endpoints import App
 from trimtab.wire.gateway import Gateway, Shared
 from trimtab.wire.intake import Ids
 from trimtab.wire.metrics import Metrics
+from trimtab.wire.server import Server
 
 _log = logging.getLogger("trimtab")
 
@@ -124,47 +125,21 @@ class Worker:
 
     async def serve(self, sock: socket.socket, ready: Callable[[], None]) -> None:
         """Serve on an open listening socket until SIGTERM; SIGHUP reloads."""
-        import uvicorn
-
-        from trimtab.wire.server import Protocol
-
         app = App(build_gateway(self._config, self._shared, self._ports, os.environ))
-        server = uvicorn.Server(
-            uvicorn.Config(
-                app,
-                http=Protocol,
-                loop="uvloop",
-                interface="asgi3",
-                lifespan="off",
-                ws="none",
-                log_config=None,
-                access_log=False,
-                proxy_headers=False,
-                server_header=False,
-                date_header=False,
-                timeout_keep_alive=75,
-                timeout_graceful_shutdown=max(1, round(self._config.server.shutdown_grace_s)),
-            )
-        )
-        loop = asyncio.get_running_loop()
+        loop, stop = asyncio.get_running_loop(), asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
         loop.add_signal_handler(signal.SIGHUP, lambda: self._spawn(self._reload(app)))
         self._spawn(self._housekeeping())
-        loop.call_later(0, self._when_started, server, ready)
         # What is loaded stays: without it the collector walks it again and again (6% of a request's CPU, measured).
         gc.freeze()
         gc.set_threshold(10_000, 50, 100)
         try:
-            await server.serve(sockets=[sock])
+            await Server(app).serve(sock, stop, self._config.server.shutdown_grace_s, ready)
         finally:
             self._shared.metrics.save()
             self._shared.store.close()
             self._shared.journal.close()
-
-    def _when_started(self, server: Any, ready: Callable[[], None]) -> None:
-        if server.started:
-            ready()
-        else:
-            asyncio.get_running_loop().call_later(0.005, self._when_started, server, ready)
 
     async def _housekeeping(self) -> None:
         while True:
@@ -198,24 +173,9 @@ def run_worker(
     """Serve in this process until it is told to stop. `load` reads the configuration anew, for a reload."""
     import uvloop
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        # uvicorn stops on them, then raises them anew for the handler that was there before: it must not end us early.
-        signal.signal(number, lambda *_: None)
-    _quiet_uvicorn()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # until the loop handles it: Ctrl-C reaches every process of the group
     worker = Worker(config, load, name, ports)
     uvloop.run(worker.serve(sock, ready))
-
-
-def _quiet_uvicorn() -> None:
-    """Of uvicorn's log only its errors, without its complaint when we break off a stream on purpose."""
-
-    class Filter(logging.Filter):
-        def filter(self, record: logging.LogRecord) -> bool:
-            return "without completing response" not in str(record.msg)
-
-    log = logging.getLogger("uvicorn.error")
-    log.setLevel(logging.WARNING)
-    log.addFilter(Filter())
 
 
 def run_ingester(config: Config, stop: threading.Event, ready: Callable[[], None]) -> None:

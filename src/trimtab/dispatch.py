@@ -183,7 +183,7 @@ class Dispatcher:
             )
             flight.status, flight.started = reply.status, True
             passed = [(k.encode(), v.encode("latin-1")) for k, v in reply.header_items() if k not in _HOP_HEADERS]
-            await sink.start(reply.status, head(flight) + passed)
+            sink.start(reply.status, head(flight) + passed)
             seen: list[bytes] = []
             while (piece := await reply.next()) is not None:
                 call.first_s = call.first_s or self.clock.mono() - request.start
@@ -240,7 +240,7 @@ class Dispatcher:
         try:
             out = await _until_first_token(call, scanner)
             call.first_s = flight.ttft_s = self.clock.mono() - request.start
-            await self._start_stream(flight, call, sink, head)
+            self._start_stream(flight, call, sink, head)
             while out is not None:
                 if out:
                     flight.chunks += 1
@@ -270,14 +270,14 @@ class Dispatcher:
         flight.response_bytes += len(scanner.tail)
         return Finish(200, None, scanner.tail, cut=not scanner.ended)
 
-    async def _start_stream(self, flight: Flight, call: _Call, sink: Sink, head: Head) -> None:
+    def _start_stream(self, flight: Flight, call: _Call, sink: Sink, head: Head) -> None:
         flight.started = True
         flight.status = 200
         flight.served = call.attempt.target
         headers = head(flight)
         headers.append((b"content-type", b"text/event-stream; charset=utf-8"))
         headers.append((b"cache-control", b"no-cache"))
-        await sink.start(200, headers)
+        sink.start(200, headers)
 
     def hang_up(self, call: _Call) -> None:
         """Give the connection back. After an end mark the socket's own end is usually one packet away: wait for it

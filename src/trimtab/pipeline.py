@@ -69,11 +69,11 @@ class Pipeline:
         """Pass a call through untouched: one attempt, one row, no levers."""
         await self._conclude(flight, sink, self._dispatcher.relay(flight, attempt, message, sink, self.headers))
 
-    async def refuse(self, flight: Flight, error: TrimtabError, sink: Sink) -> None:
+    def refuse(self, flight: Flight, error: TrimtabError, sink: Sink) -> None:
         """Answer with an error that was found before the line began."""
         finish = self.failed(flight, error)
         self.settle(flight)
-        await _send(finish, sink)
+        _send(finish, sink)
 
     async def _conclude(self, flight: Flight, sink: Sink, answer: Awaitable[Finish]) -> Record:
         """Wait for the answer, settle once whatever happened, and only then send the end of it."""
@@ -93,7 +93,7 @@ class Pipeline:
                 flight.error = flight.error or "the client left"
                 self.settle(flight)
         sink.unwatch()
-        await _send(finish, sink)
+        _send(finish, sink)
         return record
 
     async def _answer(self, flight: Flight, plan: Plan, levers: Sequence[Lever], sink: Sink) -> Finish:
@@ -252,10 +252,13 @@ class Pipeline:
             _log.exception("the levers could not learn from request %s", record.id)
 
 
-async def _send(finish: Finish, sink: Sink) -> None:
+def _send(finish: Finish, sink: Sink) -> None:
     if finish.headers is not None:
-        await sink.start(finish.status, [*finish.headers, (b"content-length", str(len(finish.body)).encode())])
-    await (sink.abort if finish.cut else sink.finish)(finish.body)
+        sink.reply(finish.status, finish.headers, finish.body)
+    elif finish.cut:
+        sink.abort(finish.body)
+    else:
+        sink.finish(finish.body)
 
 
 def _failed_decision(lever: Lever, exc: Exception) -> Decision:

@@ -163,19 +163,23 @@ class Sink(Protocol):
         """No longer. Idempotent."""
         ...
 
-    async def start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
-        """Send the head."""
+    def reply(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
+        """Send a whole reply."""
+        ...
+
+    def start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+        """The head of a reply that comes in pieces; it may wait for the first of them."""
         ...
 
     async def write(self, piece: bytes) -> None:
         """Send a piece of the body; waits when the client reads slowly."""
         ...
 
-    async def finish(self, piece: bytes) -> None:
+    def finish(self, piece: bytes) -> None:
         """Send the last piece and end the body cleanly."""
         ...
 
-    async def abort(self, piece: bytes) -> None:
+    def abort(self, piece: bytes) -> None:
         """Send a last piece and break the connection, so that the body cannot look finished."""
         ...
 

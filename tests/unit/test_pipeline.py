@@ -126,7 +126,11 @@ class Sink:
     def unwatch(self):
         pass
 
-    async def start(self, status, headers):
+    def reply(self, status, headers, body):
+        self.start(status, headers)
+        self.finish(body)
+
+    def start(self, status, headers):
         self.status, self.headers = status, {k.decode(): v.decode() for k, v in headers}
         self.log.append("start")
 
@@ -134,12 +138,12 @@ class Sink:
         self.body += piece
         self.log.append("write")
 
-    async def finish(self, piece):
+    def finish(self, piece):
         self.body += piece
         self.end = "finished"
         self.log.append("finish")
 
-    async def abort(self, piece):
+    def abort(self, piece):
         self.body += piece
         self.end = "aborted"
 

@@ -1,16 +1,13 @@
-"""From ASGI's scope and body to a Request: headers sorted once, our own removed, the scope built."""
+"""From headers and metadata to what a Request needs: headers sorted once, our own removed, the scope built."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Mapping
 from itertools import count
-from typing import Any
 
-from trimtab.errors import BadRequest, TooLarge
+from trimtab.errors import BadRequest
 from trimtab.types import Scope
-
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
 _OURS = b"x-trimtab-"
 _SCOPE_FIELDS = (
@@ -29,10 +26,6 @@ _DROPPED = frozenset(
     )
 )  # fmt: skip
 _VARIANT = (b"anthropic-", b"openai-")  # headers that may change the answer
-
-
-class ClientGone(Exception):
-    """The client left before its request was whole."""
 
 
 class Ids:
@@ -84,30 +77,6 @@ class Head:
                 self.forward.append(header)
                 if name.startswith(_VARIANT):
                     self.variant += b"%b:%b\n" % header
-
-
-async def read_body(receive: Receive, head: Head, limit: int) -> bytes:
-    """The whole request body. Raises TooLarge beyond `limit` bytes, ClientGone when the client leaves first."""
-    too_large = TooLarge(f"the request is larger than {limit} bytes; the limit is server.max_request_bytes")
-    if head.content_length > limit:
-        raise too_large
-    message = await receive()
-    if message["type"] == "http.disconnect":
-        raise ClientGone
-    body: bytes = message.get("body", b"")
-    if not message.get("more_body"):
-        return body
-    pieces, size = [body], len(body)
-    while message.get("more_body"):
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientGone
-        piece = message.get("body", b"")
-        size += len(piece)
-        if size > limit:
-            raise too_large
-        pieces.append(piece)
-    return b"".join(pieces)
 
 
 def scope_of(tenant: str, said: Mapping[str, str]) -> Scope:
