@@ -1,6 +1,6 @@
 # Every target sets up .venv by itself when it is missing or older than the lock.
 .DEFAULT_GOAL := help
-PY ?= python3
+PY ?= $(shell tools/pick-python)
 VENV := .venv
 BIN := $(VENV)/bin
 
@@ -9,10 +9,9 @@ help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
 
 $(VENV)/.base: requirements.lock pyproject.toml
-	@$(PY) -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "Trimtab needs Python >= 3.11 with venv (Debian: apt-get install python3-venv); set PY=/path/to/python3"; exit 1; }
-	@echo "Setting up $(VENV) (once; a minute or two) ..."
-	@test -x $(BIN)/python || $(PY) -m venv $(VENV)
+	@python=$(PY); $$python -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Trimtab needs Python >= 3.11 with venv (Debian: apt-get install python3-venv); set PY=/path/to/python3"; exit 1; }; \
+	  echo "Setting up $(VENV) with $$python (once; a minute or two) ..."; test -x $(BIN)/python || $$python -m venv $(VENV)
 	@$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements.lock
 	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps -e .
 	@touch $@

@@ -7,6 +7,7 @@ import os
 import platform
 import statistics
 import subprocess
+import sys
 import sysconfig
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -169,7 +170,9 @@ def _machine() -> dict[str, object]:
         "memory_gb": round(memory_kb * 1024 / 1e9, 1),
         "kernel": platform.release(),
         "python": platform.python_version(),
-        "python_optimized": "--enable-optimizations" in (sysconfig.get_config_var("CONFIG_ARGS") or ""),
+        # A distribution's own Python always is, and does not say so.
+        "python_optimized": sys.base_prefix == "/usr"
+        or "--enable-optimizations" in (sysconfig.get_config_var("CONFIG_ARGS") or ""),
     }
 
 

@@ -58,12 +58,15 @@ class _Call:
     """
 
     __slots__ = (
-        "_mark", "_owner", "at_end", "attempt", "deadline", "engine", "finish", "first_s", "flight", "last_at",
-        "machine_s", "model", "n", "reply", "start_s", "usage", "usage_source", "whole",
+        "_mark", "_owner", "_task", "at_end", "attempt", "deadline", "engine", "finish", "first_s", "flight",
+        "last_at", "machine_s", "model", "n", "reply", "start_s", "usage", "usage_source", "whole",
     )  # fmt: skip
 
-    def __init__(self, owner: Dispatcher, flight: Flight, attempt: Attempt, engine: Engine) -> None:
+    def __init__(
+        self, owner: Dispatcher, flight: Flight, attempt: Attempt, engine: Engine, task: asyncio.Task[None]
+    ) -> None:
         self._owner = owner
+        self._task = task
         self.flight = flight
         self.attempt = attempt
         self.engine = engine
@@ -86,9 +89,9 @@ class _Call:
         owner.journal.intent(_intent(self.flight.request, self))
         self._mark = owner.busy[self.engine.name].start(started)
         if self.flight.request.stream and limits.first_token_s < limits.total_s:
-            self.deadline = owner.deadlines.start(started + limits.first_token_s, "first_token_s")
+            self.deadline = owner.deadlines.start(self._task, started + limits.first_token_s, "first_token_s")
         else:  # an answer that is not streamed comes at once, after all of its tokens
-            self.deadline = owner.deadlines.start(self.last_at, "total_s")
+            self.deadline = owner.deadlines.start(self._task, self.last_at, "total_s")
         return self
 
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, _: object) -> None:
@@ -140,7 +143,7 @@ class Dispatcher:
 
         `head` makes our response headers. Where a lever asked for it, `flight.reply` is the whole answer.
         """
-        sink.watch()
+        task = sink.watch()
         error: TrimtabError | None = None
         tried: Target | None = None
         spent: set[Target] = set()  # targets that will not mend within this request
@@ -163,7 +166,7 @@ class Dispatcher:
                 spent.add(attempt.target)
                 continue
             try:
-                return await self._attempt(flight, attempt, engine, sink, head)
+                return await self._attempt(flight, attempt, engine, task, sink, head)
             except UpstreamError as exc:
                 error = exc
                 if flight.started or (isinstance(exc, UpstreamStatus) and exc.status in _FATAL_STATUS):
@@ -176,8 +179,7 @@ class Dispatcher:
     async def relay(self, flight: Flight, attempt: Attempt, message: Message, sink: Sink, head: Head) -> Finish:
         """Pass one call through as it is, its reply piece by piece. Usage is read from JSON replies that state it."""
         request, limits, engine = flight.request, attempt.timeouts, self.engines[attempt.target.engine]
-        sink.watch()
-        with _Call(self, flight, attempt, engine) as call:
+        with _Call(self, flight, attempt, engine, sink.watch()) as call:
             reply = call.reply = await engine.open(
                 message.method, message.path, message.headers, message.body, limits, request.client_key
             )
@@ -198,10 +200,12 @@ class Dispatcher:
                 _read_usage(call, b"".join(seen))
             return Finish(reply.status, None, b"")
 
-    async def _attempt(self, flight: Flight, attempt: Attempt, engine: Engine, sink: Sink, head: Head) -> Finish:
+    async def _attempt(
+        self, flight: Flight, attempt: Attempt, engine: Engine, task: asyncio.Task[None], sink: Sink, head: Head
+    ) -> Finish:
         request = flight.request
         body = _upstream_body(request, attempt.target, engine.dialect)
-        with _Call(self, flight, attempt, engine) as call:
+        with _Call(self, flight, attempt, engine, task) as call:
             path = request.path if engine.dialect == request.dialect else _CHAT_PATH[engine.dialect]
             headers = _upstream_headers(request, engine.dialect)
             call.reply = await engine.open("POST", path, headers, body, attempt.timeouts, request.client_key)

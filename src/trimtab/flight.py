@@ -17,7 +17,7 @@ class Deadline:
 
     __slots__ = ("at", "expired", "label", "task")
 
-    def __init__(self, task: asyncio.Task[object], at: float, label: str) -> None:
+    def __init__(self, task: asyncio.Task[None], at: float, label: str) -> None:
         self.task = task
         self.at = at
         self.label = label
@@ -32,10 +32,8 @@ class Deadlines:
         self._interval_s = interval_s
         self._running: set[Deadline] = set()
 
-    def start(self, at: float, label: str) -> Deadline:
-        """Cancel the current task when `at` passes."""
-        task = asyncio.current_task()
-        assert task is not None
+    def start(self, task: asyncio.Task[None], at: float, label: str) -> Deadline:
+        """Cancel the task when `at` passes."""
         deadline = Deadline(task, at, label)
         self._running.add(deadline)
         return deadline

@@ -121,7 +121,7 @@ class Pipeline:
         finish = await self._dispatcher.execute(flight, plan, sink, self.headers)
         if finish.headers is None:
             return finish
-        return finish._replace(headers=self.headers(flight) + finish.headers)
+        return Finish(finish.status, self.headers(flight) + finish.headers, finish.body)
 
     def _replay(self, flight: Flight, step: Answer) -> Finish:
         request, stored = flight.request, step.stored

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Protocol
 
 from trimtab.errors import TrimtabError
@@ -155,8 +156,8 @@ class Journal(Protocol):
 class Sink(Protocol):
     """Where a reply goes: the client's connection, or a test's list."""
 
-    def watch(self) -> None:
-        """From now on a client that leaves cancels the current task."""
+    def watch(self) -> asyncio.Task[None]:
+        """From now on a client that leaves cancels the current task, which is returned."""
         ...
 
     def unwatch(self) -> None:

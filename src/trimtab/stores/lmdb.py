@@ -166,26 +166,37 @@ class LmdbStore:
             self._forget()
         if stored.created < self._purged_at:
             return
-        if self._front is not None:
-            self._front.put(key, stored)
         if self._env is None:
             self._errors += 1
+            self._keep_here(key, stored)
             return
         size = len(stored.body)
         if size > self._max_bytes // 64:
             self._evictions += 1
+            self._keep_here(key, stored)
             return
         with self._lock:
-            if self._queue and (len(self._queue) >= _QUEUE_ENTRIES or self._queue_bytes + size > self._queue_max_bytes):
-                self._errors += 1
-                return
-            self._queue[key] = (self._generation, stored)
-            self._queue_bytes += size
+            full = len(self._queue) >= _QUEUE_ENTRIES or self._queue_bytes + size > self._queue_max_bytes
+            if not (full and self._queue):
+                self._queue[key] = (self._generation, stored)
+                self._queue_bytes += size
+                full = False
+        if full:
+            self._errors += 1
+            self._keep_here(key, stored)
+            return
+        if self._front is not None:
+            # Only what is read again earns a place there: most answers never are, and each would push out one that was.
+            self._front.discard(key)
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="answer-writer", daemon=True)
             self._thread.start()
         if not self._wake.is_set():
             self._wake.set()
+
+    def _keep_here(self, key: bytes, stored: Stored) -> None:
+        if self._front is not None:
+            self._front.put(key, stored)
 
     def flush(self) -> None:
         """Write what is queued, now."""
@@ -256,15 +267,16 @@ class LmdbStore:
             for key, generation, created, value in records:
                 if generation != current:
                     continue  # purged while it waited
-                old = txn.get(key, db=self._answers)
-                if old is not None and _is_sound(key, old):
-                    old_generation, old_created, old_expires, old_written, _ = _HEADER.unpack_from(old)
-                    if old_generation == current and old_expires > now:
-                        if created < old_written:
-                            continue  # two of the same were in flight (the later could not see the former): keep one
-                        replaced = True
-                    txn.delete(_age_key(old_created, key), db=self._ages)
-                txn.put(key, value, db=self._answers)
+                if not txn.put(key, value, overwrite=False, db=self._answers):
+                    old = txn.get(key, db=self._answers)
+                    if _is_sound(key, old):
+                        old_generation, old_created, old_expires, old_written, _ = _HEADER.unpack_from(old)
+                        if old_generation == current and old_expires > now:
+                            if created < old_written:
+                                continue  # two of one kind were in flight (the later could not see the former)
+                            replaced = True
+                        txn.delete(_age_key(old_created, key), db=self._ages)
+                    txn.put(key, value, db=self._answers)
                 txn.put(_age_key(created, key), b"", db=self._ages)
             self._remove_oldest(txn, _SWEEP_ENTRIES, dead_at=now)
         if replaced:

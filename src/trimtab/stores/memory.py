@@ -33,7 +33,7 @@ class MemoryStore:
             self._misses += 1
             return None
         if stored.expires <= self._clock.wall():
-            self._drop(key)
+            self.discard(key)
             self._misses += 1
             return None
         self._entries.move_to_end(key)
@@ -45,7 +45,7 @@ class MemoryStore:
 
         Left out: one that is bigger than the whole store, and one whose request began before the last purge.
         """
-        self._drop(key)
+        self.discard(key)
         if stored.created < self._purged_at:
             return
         size = len(stored.body) + ENTRY_OVERHEAD_BYTES
@@ -86,7 +86,8 @@ class MemoryStore:
         """Release the memory."""
         self.clear()
 
-    def _drop(self, key: bytes) -> None:
+    def discard(self, key: bytes) -> None:
+        """Forget one entry, if it is there."""
         old = self._entries.pop(key, None)
         if old is not None:
             self._bytes -= len(old.body) + ENTRY_OVERHEAD_BYTES

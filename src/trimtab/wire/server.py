@@ -116,11 +116,13 @@ class Exchange:
 
     # The reply
 
-    def watch(self) -> None:
-        """From now on a client that leaves cancels the task."""
+    def watch(self) -> asyncio.Task[None]:
+        """From now on a client that leaves cancels the task, which is returned."""
+        assert self.task is not None
         self._watching = True
-        if self.closed and self.task is not None:
+        if self.closed:
             self.task.cancel()
+        return self.task
 
     def unwatch(self) -> None:
         """No longer."""
