@@ -15,7 +15,8 @@ from msgspec import structs
 
 import trimtab
 from trimtab.errors import ConfigError, Overloaded
-from trimtab.stores.journal import FileJournal
+from trimtab.stores import journal as journal_module
+from trimtab.stores.journal import FileJournal, _fill
 from trimtab.types import AttemptRecord, Intent, Record, Scope, Usage
 
 DECODE = msgspec.json.Decoder(Intent | Record).decode
@@ -41,7 +42,7 @@ def lines(folder):
     messages, torn = [], 0
     for path in sorted(folder.glob("*.jsonl")):
         for line in path.read_bytes().split(b"\n"):
-            if line:
+            if line.strip(b"\0"):
                 try:
                     messages.append(DECODE(line))
                 except msgspec.MsgspecError:
@@ -61,19 +62,26 @@ def is_locked(path):
 
 
 class Disk:
-    """`os.write` that obeys: `room` bytes are left, None means plenty."""
+    """A disk that has `pages` of 4 KiB left, None means plenty."""
 
     def __init__(self):
-        self.room = None
+        self.pages = None
 
-    def __call__(self, fd, data):
-        if self.room is None:
-            return os.write(fd, data)
-        if self.room == 0:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        taken = data[: self.room]
-        self.room -= len(taken)
-        return os.write(fd, taken)
+    def __call__(self, fd, offset, length):
+        if self.pages is not None:
+            if self.pages * 4096 < length:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            self.pages -= length // 4096
+        os.posix_fallocate(fd, offset, length)
+
+
+def journal_on(disk, folder, **options):
+    return FileJournal(folder, "w0", allocate=disk, **options)
+
+
+@pytest.fixture(autouse=True)
+def _small_steps(monkeypatch):
+    monkeypatch.setattr(journal_module, "_STEP_BYTES", 4096)
 
 
 def test_what_is_written_is_read_back(tmp_path):
@@ -111,55 +119,55 @@ def test_a_folder_that_cannot_be_made_is_a_configuration_error(tmp_path):
         FileJournal(tmp_path / "file" / "journal", "w0")
 
 
-@pytest.mark.parametrize("room", [0, 1, 40, 10_000])
-def test_rows_wait_for_space_and_only_the_torn_line_is_lost(tmp_path, room):
+@pytest.mark.parametrize("pages", [0, 1, 2, 5])
+def test_rows_wait_for_space_and_none_is_lost_or_torn(tmp_path, pages):
     disk = Disk()
-    journal = FileJournal(tmp_path, "w0", write=disk)
+    journal = journal_on(disk, tmp_path)
     journal.row(row("before"))
-    disk.room = room
+    disk.pages = pages
     for number in range(200):
         journal.intent(intent(f"r{number}"))
         journal.row(row(f"r{number}"))
     assert not journal.healthy
     assert journal.waiting > 0
-    disk.room = None
+    disk.pages = None
     journal.flush()
     assert journal.healthy
     assert journal.waiting == 0
     messages, torn = lines(tmp_path)
     assert [m.id for m in messages] == ["before", *[f"r{number}" for number in range(200) for _ in range(2)]]
-    assert torn == (0 if room == 0 else 1)
+    assert torn == 0
 
 
-def test_a_newline_that_is_missing_alone_leads_to_a_repeated_line_not_a_broken_one(tmp_path):
-    disk = Disk()
-    journal = FileJournal(tmp_path, "w0", write=disk)
-    disk.room = len(msgspec.json.encode(row("a")))
+@pytest.mark.parametrize("chars", [0, 4000, 10_000])
+def test_lines_around_and_above_a_step(tmp_path, chars):
+    journal = journal_on(Disk(), tmp_path)
+    for number in range(50):
+        journal.row(row(f"r{number}", error="x" * (chars + number)))
+    assert [m.id for m in lines(tmp_path)[0]] == [f"r{number}" for number in range(50)]
+
+
+def test_what_was_reserved_is_given_back(tmp_path):
+    journal = FileJournal(tmp_path, "w0")
     journal.row(row("a"))
-    disk.room = None
-    journal.row(row("b"))
-    assert [m.id for m in lines(tmp_path)[0]] == ["a", "a", "b"]
+    path = journal.path
+    assert path.stat().st_size == 4096
+    journal.close()
+    assert b"\0" not in path.read_bytes()
 
 
-def test_every_kind_of_short_write_keeps_order(tmp_path):
-    disk = Disk()
-    journal = FileJournal(tmp_path, "w0", write=disk)
-    for number in range(300):
-        disk.room = number
+def test_space_can_be_reserved_where_the_system_has_no_call_for_it(tmp_path):
+    journal = FileJournal(tmp_path, "w0", allocate=_fill)
+    for number in range(100):
         journal.row(row(f"r{number}"))
-        disk.room = 0 if number % 3 else None
-        journal.flush()
-    disk.room = None
-    journal.flush()
-    ids = list(dict.fromkeys(m.id for m in lines(tmp_path)[0]))
-    assert ids == [f"r{number}" for number in range(300)]
+    assert len(lines(tmp_path)[0]) == 100
 
 
 @pytest.mark.parametrize("limits", [{"max_waiting": 10}, {"max_waiting_bytes": 2000}])
 def test_a_full_buffer_refuses_new_calls_but_keeps_rows_of_old_ones(tmp_path, limits):
     disk = Disk()
-    journal = FileJournal(tmp_path, "w0", write=disk, **limits)
-    disk.room = 0
+    journal = journal_on(disk, tmp_path, **limits)
+    disk.pages = 0
     begun = 0
     with pytest.raises(Overloaded, match="disk full"):
         for number in range(100):
@@ -172,7 +180,7 @@ def test_a_full_buffer_refuses_new_calls_but_keeps_rows_of_old_ones(tmp_path, li
     for number in range(100):
         journal.row(row(f"late{number}"))
     assert journal.lost > 0
-    disk.room = None
+    disk.pages = None
     journal.intent(intent("after"))
     assert journal.waiting == 0
     assert {m.id for m in lines(tmp_path)[0]} >= {"after", *[f"r{number}" for number in range(begun)]}
@@ -180,11 +188,11 @@ def test_a_full_buffer_refuses_new_calls_but_keeps_rows_of_old_ones(tmp_path, li
 
 def test_close_flushes_what_waits(tmp_path):
     disk = Disk()
-    journal = FileJournal(tmp_path, "w0", write=disk)
-    disk.room = 0
+    journal = journal_on(disk, tmp_path)
+    disk.pages = 0
     for number in range(2500):
         journal.row(row(f"r{number}"))
-    disk.room = None
+    disk.pages = None
     journal.close()
     assert len(lines(tmp_path)[0]) == 2500
     journal.row(row("late"))  # never raises

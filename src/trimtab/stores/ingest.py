@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 JOURNAL_FOLDER = "journal"
+_FIRST_BYTES = 64 << 10  # of a file that has grown little, as most have between two passes
 _CHUNK_BYTES = 4 << 20  # read, priced and committed at once: about 5,000 rows
 _MAX_TOKENS = 2**36  # an upstream that reports more is not believed: sums and money would overflow SQLite's integers
 _SLOWEST_RETRY_S = 5.0
@@ -172,28 +173,28 @@ class Ingester:
             return []
 
     def _read(self, connection: sqlite3.Connection, name: str, dead: bool) -> int:
-        """Take in what the file holds now; half a line at its end waits for the rest, unless the writer is dead."""
+        """Take in what the file holds now; half a line at its end waits for the rest, unless the writer is dead.
+
+        Zeros are space that the writer has reserved, or a line that it is copying just now: what counts ends there. In
+        a dead writer's file they are what a power cut left of a page, and what follows counts.
+        """
         new = 0
         offset = self._offsets.get(name, 0)
         with open(self._folder / name, "rb", buffering=0) as file:  # noqa: PTH123
             end = os.fstat(file.fileno()).st_size
-            size = _CHUNK_BYTES
-            while offset < end:
-                data = os.pread(file.fileno(), min(size, end - offset), offset)
-                if not data:
-                    break
+            size = _FIRST_BYTES
+            at_end = offset >= end
+            while not at_end:
+                chunk = os.pread(file.fileno(), min(size, end - offset), offset)
+                data = chunk if dead else chunk.partition(b"\0")[0]
+                at_end = offset + len(data) >= end or len(data) < len(chunk)
                 cut = data.rfind(b"\n") + 1
-                at_end = offset + len(data) >= end
-                if not cut:
-                    if not at_end:
-                        size *= 2  # a line longer than the chunk
-                        continue
-                    if not dead:
-                        break
                 if at_end and dead:
                     cut = len(data)
-                new += self._take(connection, name, data[:cut], offset)
-                offset += cut
+                if cut:
+                    new += self._take(connection, name, data[:cut], offset)
+                    offset += cut
+                size = _CHUNK_BYTES if cut else max(2 * size, _CHUNK_BYTES)  # a line may be longer than a chunk
         return new
 
     def _take(self, connection: sqlite3.Connection, name: str, data: bytes, offset: int) -> int:
@@ -201,12 +202,13 @@ class Ingester:
         batch.offset = offset + len(data)
         position = offset
         for line in data.split(b"\n"):
-            if line:
+            length = len(line)
+            if line := line.strip(b"\0"):
                 try:
                     self._sort(batch, self._decode(line))
                 except (msgspec.MsgspecError, UnicodeDecodeError) as error:
                     self._report(batch, position, error)
-            position += len(line) + 1
+            position += length + 1
         with _transaction(connection):
             new = ledger_db.insert_entries(connection, batch.entries)
             self._store_progress(connection, batch)
