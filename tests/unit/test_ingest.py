@@ -141,6 +141,24 @@ def test_zeros_in_the_middle_end_a_live_file_and_part_a_dead_one(tmp_path, journ
     assert ends(tmp_path) == {"a": "ok", "b": "ok"}
 
 
+def test_a_file_that_is_cut_to_its_lines_while_it_is_read(tmp_path, journal, ingester, monkeypatch):
+    for number in range(100):
+        journal.row(paid(f"r{number}"))
+    fstat = os.fstat
+
+    def fstat_then_close(fd):
+        seen = fstat(fd)
+        monkeypatch.setattr(ingest.os, "fstat", fstat)
+        journal.close()
+        return seen
+
+    monkeypatch.setattr(ingest.os, "fstat", fstat_then_close)
+    monkeypatch.setattr(ingest, "_FIRST_BYTES", 1000)
+    monkeypatch.setattr(ingest, "_CHUNK_BYTES", 1000)
+    assert ingester.run_once() + ingester.run_once() == 100
+    assert consistent(tmp_path)
+
+
 def test_unreadable_lines_are_skipped_counted_and_logged_once(tmp_path, journal, ingester, caplog):
     junk = [b'{"k":"row","id":"to', b"\xff\xfe", b"[]", b'{"k":"row","id":5}', b'{"k":"other"}', b"NaN", b" "]
     for number, line in enumerate(junk):

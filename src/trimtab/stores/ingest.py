@@ -34,7 +34,7 @@ _log = logging.getLogger(__name__)
 
 JOURNAL_FOLDER = "journal"
 _FIRST_BYTES = 64 << 10  # of a file that has grown little, as most have between two passes
-_CHUNK_BYTES = 4 << 20  # read, priced and committed at once: about 5,000 rows
+_CHUNK_BYTES = 1 << 20  # read, priced and committed at once: about 1,000 rows
 _MAX_TOKENS = 2**36  # an upstream that reports more is not believed: sums and money would overflow SQLite's integers
 _SLOWEST_RETRY_S = 5.0
 
@@ -187,7 +187,8 @@ class Ingester:
             while not at_end:
                 chunk = os.pread(file.fileno(), min(size, end - offset), offset)
                 data = chunk if dead else chunk.partition(b"\0")[0]
-                at_end = offset + len(data) >= end or len(data) < len(chunk)
+                # Nothing at all: the writer has just closed the file, and given back what it had reserved.
+                at_end = not chunk or offset + len(data) >= end or len(data) < len(chunk)
                 cut = data.rfind(b"\n") + 1
                 if at_end and dead:
                     cut = len(data)
