@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 import click
 
-from trimtab.errors import ConfigError
+from trimtab.cli.place import data_folder, gateway_options
 
 if TYPE_CHECKING:
     from trimtab.stores.lmdb import LmdbStore
-
-_Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
 class _SystemClock:
@@ -27,33 +23,16 @@ class _SystemClock:
         return time.monotonic()
 
 
-def _common(command: _Command) -> _Command:
-    """The options that every command of the group has."""
-    for option in (
-        click.option("--json", "as_json", is_flag=True, help="Print one JSON object."),
-        click.option(
-            "--config", "config_path", type=click.Path(path_type=Path, exists=True), help="The gateway's trimtab.toml."
-        ),
-        click.option(
-            "--data-dir",
-            type=click.Path(path_type=Path, file_okay=False),
-            help="The gateway's data folder [default: $TRIMTAB_DATA_DIR, or as configured].",
-        ),
-    ):
-        command = option(command)
-    return command
-
-
 @click.group()
 def cache() -> None:
     """The answers that the exact cache keeps on disk."""
 
 
 @cache.command()
-@_common
+@gateway_options
 def stats(data_dir: Path | None, config_path: Path | None, as_json: bool) -> None:
     """Say how many answers are kept, and how much room they take."""
-    folder = _folder(data_dir, config_path)
+    folder = data_folder(data_dir, config_path) / "cache"
     entries = used_bytes = file_bytes = 0
     if (data := folder / "answers" / "data.mdb").exists():
         store = _store(folder)
@@ -75,10 +54,10 @@ def stats(data_dir: Path | None, config_path: Path | None, as_json: bool) -> Non
 
 
 @cache.command()
-@_common
+@gateway_options
 def purge(data_dir: Path | None, config_path: Path | None, as_json: bool) -> None:
     """Drop all answers, in the memory of running gateways too."""
-    folder = _folder(data_dir, config_path)
+    folder = data_folder(data_dir, config_path) / "cache"
     count = 0
     found = (folder / "generation").exists()
     if found:
@@ -97,20 +76,6 @@ def purge(data_dir: Path | None, config_path: Path | None, as_json: bool) -> Non
         click.echo(f"Nothing to purge: {folder} holds no cache.")
     else:
         click.echo(f"Purged {_answers(count)} from {folder}; gateways that run on it have forgotten them too.")
-
-
-def _folder(data_dir: Path | None, config_path: Path | None) -> Path:
-    """Where the gateway keeps its answers. Raises ClickException if that takes a configuration that has mistakes."""
-    if data_dir is None and (named := os.environ.get("TRIMTAB_DATA_DIR")):
-        data_dir = Path(named).expanduser()
-    if data_dir is None:
-        from trimtab import config
-
-        try:
-            data_dir = Path(config.load(config_path, os.environ).server.data_dir)
-        except ConfigError as error:
-            raise click.ClickException(f"{error}\n(or say where the data is: --data-dir)") from error
-    return data_dir / "cache"
 
 
 def _store(folder: Path) -> LmdbStore:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from trimtab.config import Config, EngineConfig, Problem
 
 _FILE = click.argument("file", required=False, type=click.Path(path_type=Path))
+_OPTION = click.option("--config", "named", type=click.Path(path_type=Path), help="The same as FILE.")
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 
 
@@ -25,8 +26,9 @@ def config() -> None:
 
 @config.command()
 @_FILE
+@_OPTION
 @_JSON
-def check(file: Path | None, as_json: bool) -> None:
+def check(file: Path | None, named: Path | None, as_json: bool) -> None:
     """Check a configuration; exit code 1 if anything is wrong.
 
     Reports every mistake at once, with its line, what is wrong and the way out. That the environment variables with the
@@ -39,7 +41,7 @@ def check(file: Path | None, as_json: bool) -> None:
     """
     from trimtab.config import check as check_config
 
-    found, problems = check_config(file, os.environ)
+    found, problems = check_config(file or named, os.environ)
     if as_json:
         _print_json(_json_report(found, problems))
     elif found is None:
@@ -54,8 +56,9 @@ def check(file: Path | None, as_json: bool) -> None:
 
 @config.command()
 @_FILE
+@_OPTION
 @_JSON
-def show(file: Path | None, as_json: bool) -> None:
+def show(file: Path | None, named: Path | None, as_json: bool) -> None:
     """Print the configuration in effect: every default filled in, no secrets, hashes of keys cut short.
 
     \b
@@ -65,7 +68,7 @@ def show(file: Path | None, as_json: bool) -> None:
     """
     from trimtab.config import effective, load, to_toml
 
-    found = load(file, os.environ)
+    found = load(file or named, os.environ)
     tables = effective(found)
     if as_json:
         _print_json({"source": found.source, **tables})

@@ -6,44 +6,25 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
 
+from trimtab.cli.place import data_folder, gateway_options
 from trimtab.errors import BadRequest, ConfigError
 
 if TYPE_CHECKING:
-    from trimtab.config import Config
     from trimtab.stores.ledger_db import Reader
 
 _FOLLOW_S = 0.5
 _FOLLOW_ROWS = 1000
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 _PARQUET_ROWS = 10_000
-
-_Command = TypeVar("_Command", bound=Callable[..., Any])
-
-
-def _common(command: _Command) -> _Command:
-    """The options that every command of the group has."""
-    for option in (
-        click.option("--json", "as_json", is_flag=True, help="Print JSON, one object per line."),
-        click.option(
-            "--config", "config_path", type=click.Path(path_type=Path, exists=True), help="The gateway's trimtab.toml."
-        ),
-        click.option(
-            "--data-dir",
-            type=click.Path(path_type=Path, file_okay=False),
-            help="The gateway's data folder [default: $TRIMTAB_DATA_DIR, or as configured].",
-        ),
-    ):
-        command = option(command)
-    return command
 
 
 def _moment(_: click.Context, param: click.Parameter, value: str | None) -> float | None:
@@ -69,7 +50,7 @@ def ledger() -> None:
 @ledger.command()
 @click.option("-n", "count", type=click.IntRange(1, 10_000), default=20, show_default=True, help="How many requests.")
 @click.option("--follow", "-f", is_flag=True, help="Go on as requests come, until Ctrl-C.")
-@_common
+@gateway_options
 def tail(count: int, follow: bool, data_dir: Path | None, config_path: Path | None, as_json: bool) -> None:
     """The latest requests."""
     from trimtab.cli import ledger_view
@@ -108,7 +89,7 @@ def tail(count: int, follow: bool, data_dir: Path | None, config_path: Path | No
 @click.option("--model", help="Only this model, as clients name it.")
 @click.option("--workflow", help="Only this workflow.")
 @click.option("--session", help="Only this session: the cost of a whole task.")
-@_common
+@gateway_options
 def summary(
     *,
     by: str,
@@ -141,7 +122,7 @@ def summary(
 
 @ledger.command()
 @click.argument("request_id", metavar="ID")
-@_common
+@gateway_options
 def show(request_id: str, data_dir: Path | None, config_path: Path | None, as_json: bool) -> None:
     """All about one request: stages, attempts, decisions, tokens, money. The beginning of its ID will do."""
     from trimtab.cli import ledger_view
@@ -170,7 +151,7 @@ def show(request_id: str, data_dir: Path | None, config_path: Path | None, as_js
 @click.option("--attempts", is_flag=True, help="One line per upstream call in place of one per request.")
 @click.option("--since", metavar="AGE|DATE", callback=_moment, help="From then on: 24h, 7d, 2026-11-21.")
 @click.option("--until", metavar="AGE|DATE", callback=_moment, help="Before then.")
-@_common
+@gateway_options
 def export(
     *,
     kind: str,
@@ -202,16 +183,7 @@ class _Place:
     def __init__(self, data_dir: Path | None, config_path: Path | None) -> None:
         self._config_path = config_path
         self.waiting = False  # rows are there that could not be brought in; a note said so
-        self._config: Config | None = None
-        if data_dir is None and (named := os.environ.get("TRIMTAB_DATA_DIR")):
-            data_dir = Path(named).expanduser()
-        if data_dir is None:
-            try:
-                self._config = self._load()
-            except ConfigError as error:
-                raise click.ClickException(f"{error}\n(or say where the data is: --data-dir)") from error
-            data_dir = Path(self._config.server.data_dir)
-        self.data_dir = data_dir
+        self.data_dir = data_folder(data_dir, config_path)
 
     @property
     def database(self) -> Path:
@@ -231,6 +203,7 @@ class _Place:
             raise click.ClickException(error.message) from error
 
     def _ingest(self) -> None:
+        from trimtab import config
         from trimtab.prices import Prices
         from trimtab.stores.ingest import JOURNAL_FOLDER, Ingester
 
@@ -240,19 +213,14 @@ class _Place:
         import sqlite3
 
         try:
-            self._config = self._config or self._load()
-            ingester = Ingester(self.data_dir, Prices.of_tables(self._config.prices, self._config.models))
+            found = config.load(self._config_path, os.environ)
+            ingester = Ingester(self.data_dir, Prices.of_tables(found.prices, found.models))
             ingester.run_once()
             ingester.close()
         except (sqlite3.Error, OSError, ConfigError) as error:
             if not self.waiting:
                 self.waiting = True
                 click.echo(f"note: the newest rows wait in {journal} and are not shown: {error}", err=True)
-
-    def _load(self) -> Config:
-        from trimtab import config
-
-        return config.load(self._config_path, os.environ)
 
 
 def _say_empty(place: _Place, as_json: bool, filtered: bool = False) -> None:
