@@ -311,7 +311,7 @@ class TensorZero(Stack):
 
     def answers(self) -> bool:
         """It picks its port itself and writes its address when it serves."""
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError, IndexError):  # not there yet, or not written to its end
             self.port = int((self.dir / "address").read_text().split(":")[2].split("/")[0])
             return True
         return False
