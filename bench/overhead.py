@@ -239,15 +239,24 @@ def run(bench: Bench) -> dict[str, Result]:
     plain, cached, results = _start_all(bench)
     try:
         for rep in range(bench.settings.reps):
-            for name, stack in plain.items():
+            for name, stack in list(plain.items()):
                 scenarios = tuple(
                     scenario
                     for scenario in DURATION_S
                     if (scenario != "tls" or bench.ports.ca) and (scenario != "hit" or stack.caches_here)
                 )
-                bench.turn(stack, results[name], scenarios, rep)
-                if name in cached:
-                    bench.turn(cached[name], results[name], ("hit",), rep)
+                try:
+                    bench.turn(stack, results[name], scenarios, rep)
+                    if name in cached:
+                        bench.turn(cached[name], results[name], ("hit",), rep)
+                except OSError:
+                    if not (stack.ended or (name in cached and cached[name].ended)):
+                        raise
+                    results[name].notes.append(f"it crashed in repetition {rep + 1}: its figures are from before")
+                    bench.say(f"{stack.title}: crashed")
+                    for half in (plain.pop(name), cached.pop(name, None)):
+                        if half is not None:
+                            half.stop()
         for name, stack in plain.items():
             results[name].memory = proc.memory(stack.pid)
             if name == "trimtab":

@@ -20,6 +20,23 @@ ROOT = HERE.parent.parent
 CACHE = ROOT / ".bench"
 
 
+def install_python_peer(package: str) -> str:
+    """Have `package` in an environment of its own, on the Python that Trimtab runs on; the version installed.
+
+    One that another Python made is made anew: how an interpreter was built changes every figure by a fifth.
+    """
+    name = package.partition("[")[0]
+    venv = CACHE / name
+    mark = venv / "made-by"
+    python = os.path.realpath(sys.executable)
+    if not mark.exists() or mark.read_text() != python:
+        quiet([sys.executable, "-m", "venv", "--clear", str(venv)])
+        quiet([str(venv / "bin" / "pip"), "install", "-q", "--disable-pip-version-check", package])
+        mark.write_text(python)
+    code = f"import importlib.metadata as m; print(m.version({name!r}))"
+    return quiet([str(venv / "bin" / "python"), "-c", code]).strip()
+
+
 class Unavailable(Exception):
     """A stack cannot be installed or started here; the message says why, and goes into the table."""
 
@@ -166,6 +183,11 @@ class Stack:
         """Whether this very instance answers from a cache."""
         return self.caches and (self.cache_on or not self.hit_instance)
 
+    @property
+    def ended(self) -> bool:
+        """Whether it ended by itself."""
+        return self.process is not None and self.process.poll() is not None
+
     def pause(self) -> None:
         """Hold it still, so that it costs nothing while others are measured."""
         proc.send(self.pid, signal.SIGSTOP)
@@ -224,20 +246,12 @@ class LiteLLM(Stack):
     sse_rate, ttft_rate = 15.0, 10.0
     settings = "1 worker, no database, callbacks and logging off; hits: a second instance with its in-memory cache"
 
-    def _venv(self) -> Path:
-        return CACHE / "litellm"
-
     def install(self) -> str:
-        venv = self._venv()
-        if not (venv / "bin" / "litellm").exists():
-            quiet([sys.executable, "-m", "venv", "--clear", str(venv)])
-            quiet([str(venv / "bin" / "pip"), "install", "-q", "--disable-pip-version-check", "litellm[proxy]"])
-        code = "import importlib.metadata as m; print(m.version('litellm'))"
-        return quiet([str(venv / "bin" / "python"), "-c", code]).strip()
+        return install_python_peer("litellm[proxy]")
 
     def command(self) -> list[str]:
         config = self.template("litellm.yaml", "litellm.yaml", CACHE="true" if self.cache_on else "false")
-        program = str(self._venv() / "bin" / "litellm")
+        program = str(CACHE / "litellm" / "bin" / "litellm")
         return [program, "--config", str(config), "--host", "127.0.0.1", "--port", str(self.port), "--num_workers", "1"]
 
     def environment(self) -> dict[str, str]:
@@ -289,21 +303,13 @@ class TensorZero(Stack):
     name, title, path = "tensorzero", "TensorZero", "/openai/v1/chat/completions"
     settings = "its HTTP gateway in its Python package, no database (so no observability rows and no cache)"
 
-    def _venv(self) -> Path:
-        return CACHE / "tensorzero"
-
     def install(self) -> str:
-        venv = self._venv()
-        if not (venv / "lib").exists() or not list(venv.glob("lib/*/site-packages/tensorzero")):
-            quiet([sys.executable, "-m", "venv", "--clear", str(venv)])
-            quiet([str(venv / "bin" / "pip"), "install", "-q", "--disable-pip-version-check", "tensorzero"])
-        code = "import importlib.metadata as m; print(m.version('tensorzero'))"
-        return quiet([str(venv / "bin" / "python"), "-c", code]).strip()
+        return install_python_peer("tensorzero")
 
     def command(self) -> list[str]:
         config = self.template("tensorzero.toml", "tensorzero.toml")
         (self.dir / "address").unlink(missing_ok=True)
-        program = str(self._venv() / "bin" / "python")
+        program = str(CACHE / "tensorzero" / "bin" / "python")
         return [program, str(HERE / "tensorzero_serve.py"), str(config), str(self.dir / "address")]
 
     def environment(self) -> dict[str, str]:
