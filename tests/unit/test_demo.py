@@ -29,7 +29,8 @@ from trimtab.ledger import settle
 from trimtab.measure import demo
 from trimtab.measure.contention import Contention
 from trimtab.measure.gateway import GatewayFailed, GatewayProcess
-from trimtab.measure.replay import AnswerReader, Call, Timing, quantile, replay, saturate
+from trimtab.measure.load import AnswerReader, Call, Timing, replay, saturate
+from trimtab.measure.stats import quantile
 from trimtab.prices import ModelOverride, PriceOverride, Prices
 from trimtab.stores import ledger_db
 from trimtab.transport import Origin

@@ -27,7 +27,8 @@ from trimtab.measure import demo as measure
 from trimtab.measure.contention import Contention
 from trimtab.measure.demo import Workload
 from trimtab.measure.gateway import GatewayFailed, GatewayProcess
-from trimtab.measure.replay import Timing, quantile, replay, saturate
+from trimtab.measure.load import Timing, replay, saturate
+from trimtab.measure.stats import quantile
 from trimtab.transport import Origin
 
 _OFF, _ON, _WARM_UP = "demo-levers-off", "demo-levers-on", "demo-warm-up"

@@ -16,7 +16,8 @@ from typing import Final
 
 import msgspec
 
-from trimtab.measure.replay import Call, Timing, quantile
+from trimtab.measure.load import Call, Timing
+from trimtab.measure.stats import quantile
 from trimtab.stores import ledger_db
 
 MODEL: Final = "smollm2-135m-instruct"

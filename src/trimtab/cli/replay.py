@@ -1,0 +1,308 @@
+"""`trimtab replay`: send real traffic to a server, at its own times, and report what users would feel."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from trimtab import __version__
+from trimtab.errors import BadRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    from trimtab.measure.load import Call, Timing
+    from trimtab.measure.report import Report, Settings
+    from trimtab.measure.target import Target
+    from trimtab.measure.traces import Traced
+
+_INTERRUPTED = 130
+
+
+class _Replay(click.Group):
+    """`trimtab replay TRACE` is short for `trimtab replay run TRACE`."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in self.commands:
+            args = ["run", *args]
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=_Replay, context_settings={"ignore_unknown_options": True})
+def replay() -> None:
+    """Send real traffic to any OpenAI-compatible server, and report what users would feel.
+
+    \b
+    trimtab replay TRACE [OPTIONS]      run it; see `trimtab replay run --help`
+    trimtab replay show RUN             show a saved run again
+    trimtab replay diff A B             what differs between two saved runs, and which differences are real
+    """
+
+
+@replay.command()
+@click.argument("trace", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--url", default="http://127.0.0.1:8088/v1", show_default=True, help="The server; its URL up to /v1.")
+@click.option("--model", default="", help="The model to ask for; needed where the trace has lengths only.")
+@click.option(
+    "--kind",
+    type=click.Choice(["azure", "mooncake", "sessions", "bodies"]),
+    help="The trace's kind.  [default: found out]",
+)
+@click.option("--speed", type=click.FloatRange(0, min_open=True), default=1.0, show_default=True, help="Time factor.")
+@click.option("--limit", type=click.IntRange(1), help="At most so many requests.")
+@click.option("--duration", "duration_s", type=click.FloatRange(0, min_open=True), help="Only the first so many s.")
+@click.option("--sessions-per-s", type=click.FloatRange(0, min_open=True), default=1.0, help="Of a sessions trace.")
+@click.option("--seed", default=0, show_default=True, help="Fixes prompts, jitter and intervals.")
+@click.option("--concurrency-cap", default=0, help="Requests in flight at most; a wait for a place counts.")
+@click.option("--timeout", "timeout_s", default=120.0, show_default=True, help="Seconds for one request.")
+@click.option("--context", "context_tokens", type=click.IntRange(1), help="Skip requests longer than so many tokens.")
+@click.option("--slo", "slo_text", default="chat", show_default=True, help="chat, completion, batch, or ttft=..,e2e=..")
+@click.option("--no-stream", is_flag=True, help="Ask for whole answers; times of tokens are then unknown.")
+@click.option("--ignore-eos", is_flag=True, help="Ask vLLM, SGLang or llama.cpp for answers of exactly the length.")
+@click.option("--api-key-env", default="", help="The variable that holds the server's API key.")
+@click.option("--header", "-H", "headers", multiple=True, metavar="NAME:VALUE", help="A further header.")
+@click.option("--strict", is_flag=True, help="Stop at the first line of the trace that cannot be read.")
+@click.option("--html", type=click.Path(path_type=Path, dir_okay=False), help="Write a report with plots here.")
+@click.option("--save", type=click.Path(path_type=Path, dir_okay=False), help="Write the run here, as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON, without the single requests.")
+def run(trace: Path, save: Path | None, html: Path | None, as_json: bool, **options: Any) -> None:
+    """Replay TRACE: each request leaves at its own time, however the earlier ones fare.
+
+    Latencies count from the scheduled time, so a server that stalls is seen to stall. TRACE is an Azure CSV, a Mooncake
+    JSONL, a JSONL of agent sessions, or a JSONL of chat bodies with timestamps; each may be gzipped. Where it holds
+    lengths only, prompts of exactly those lengths are made, by the server's own count. Ctrl-C ends the run and still
+    reports it. Exit code: 0, 1 when nothing could be measured, 130 after Ctrl-C.
+
+    \b
+    trimtab replay azure.csv.gz --model smollm2-135m-instruct --duration 60 --context 4096
+    trimtab replay traffic.jsonl --url http://127.0.0.1:8000/v1 --speed 2 --slo ttft=300ms,e2e=5s --save a.json
+    """
+    import msgspec
+    import uvloop
+
+    report = uvloop.run(_run(trace, options))
+    if save is not None:
+        save.write_bytes(msgspec.json.encode(report))
+    _present(report, html, as_json)
+    if save is not None and not as_json:
+        click.echo(f"Saved to {save}; compare with: trimtab replay diff {save} OTHER")
+    if report.interrupted:
+        raise click.exceptions.Exit(_INTERRUPTED)
+    if not report.counts.successful:
+        raise click.ClickException(
+            f"no request was answered; the most frequent reason: {next(iter(report.errors), '')}"
+        )
+
+
+@replay.command()
+@click.argument("saved", metavar="RUN", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option("--html", type=click.Path(path_type=Path, dir_okay=False), help="Write a report with plots here.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON, without the single requests.")
+def show(saved: Path, html: Path | None, as_json: bool) -> None:
+    """Show a saved run again."""
+    _present(_load(saved), html, as_json)
+
+
+@replay.command()
+@click.argument("a", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.argument("b", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def diff(a: Path, b: Path, as_json: bool) -> None:
+    """Compare two saved runs: B minus A, with 95% intervals; real is what they leave no doubt of."""
+    import msgspec
+
+    from trimtab.cli import replay_view
+    from trimtab.measure import report
+
+    first, second = _load(a), _load(b)
+    found = report.compare(first, second)
+    if as_json:
+        click.echo(msgspec.json.encode(found))
+    else:
+        replay_view.show_differences(first, second, found)
+
+
+def _present(report: Report, html: Path | None, as_json: bool) -> None:
+    import msgspec
+
+    from trimtab.cli import replay_view
+    from trimtab.measure.html import render
+
+    if html is not None:
+        html.write_text(render(report), encoding="utf-8")
+    if as_json:
+        click.echo(msgspec.json.encode(msgspec.structs.replace(report, requests=())))
+    else:
+        replay_view.show(report)
+        if html is not None:
+            click.echo(f"Report with plots: {html}")
+
+
+def _load(path: Path) -> Report:
+    from trimtab.measure import report
+
+    return report.load(path.read_bytes(), str(path))
+
+
+async def _run(trace: Path, options: dict[str, Any]) -> Report:
+    """Everything from the trace to the report. Raises BadRequest, Unfit."""
+    from trimtab.measure import report, traces
+    from trimtab.measure.contention import Contention
+    from trimtab.measure.load import Limits
+    from trimtab.measure.target import Shape, Target, fits
+
+    slo = report.parse_slo(options["slo_text"])
+    read = traces.read(
+        trace,
+        kind=options["kind"] or "",
+        strict=options["strict"],
+        seed=options["seed"],
+        sessions_per_s=options["sessions_per_s"],
+    )
+    for problem in read.problems:
+        click.echo(f"skipped: {problem}", err=True)
+    model = options["model"]
+    if not model and read.kind != "bodies":
+        raise BadRequest("this trace has no model in it; say which one to ask for: --model", param="model")
+    extra = {"ignore_eos": True} if options["ignore_eos"] else {}
+    target = Target(options["url"], _headers(options), Shape(model, not options["no_stream"], extra))
+    try:
+        context = options["context_tokens"] or await target.context_tokens()
+        wanted = _cut(read.requests, options)
+        chosen = [request for request in wanted if fits(request, context)][: options["limit"]]
+        if not chosen:
+            raise BadRequest(f"no request of {trace} is left after --duration and --context", param="trace")
+        calls = await _calls(target, chosen, options, exact=read.kind != "bodies")
+        settings = report.Settings(
+            url=options["url"],
+            model=model,
+            trace=str(trace),
+            kind=read.kind,
+            speed=options["speed"],
+            seed=options["seed"],
+            slo=slo,
+            streamed=not options["no_stream"],
+            concurrency_cap=options["concurrency_cap"],
+        )
+        contention = Contention(os.getsid(0))
+        limits = Limits(options["concurrency_cap"], options["timeout_s"], keep_text=False)
+        timings, interrupted = await _send_all(target, calls, limits)
+        too_long = len([request for request in wanted if not fits(request, context)])
+        in_trace = len(read.requests) + read.malformed
+        brought = report.Run(timings, in_trace, read.malformed, too_long, interrupted, contention.share())
+        return report.make(settings, brought, __version__, _pricer(settings))
+    finally:
+        await target.close()
+
+
+def _headers(options: dict[str, Any]) -> list[tuple[bytes, bytes]]:
+    headers = []
+    for header in options["headers"]:
+        name, colon, value = header.partition(":")
+        if not colon or not name.strip() or not header.isprintable():
+            raise BadRequest(f"{header!r} is no header; write it as NAME:VALUE", param="header")
+        headers.append((name.strip().lower().encode(), value.strip().encode()))
+    if variable := options["api_key_env"]:
+        secret = os.environ.get(variable, "").strip()
+        if not secret:
+            raise BadRequest(f"the variable {variable} is not set; it should hold the API key", param="api_key_env")
+        headers.append((b"authorization", b"Bearer " + secret.encode()))
+    return headers
+
+
+def _cut(requests: tuple[Traced, ...], options: dict[str, Any]) -> list[Traced]:
+    """The requests of the first `--duration` seconds, in the replay's own time."""
+    if options["duration_s"] is None:
+        return list(requests)
+    last_s = options["duration_s"] * options["speed"]
+    return [request for request in requests if request.at_s < last_s]
+
+
+async def _calls(target: Target, chosen: list[Traced], options: dict[str, Any], *, exact: bool) -> list[Call]:
+    from trimtab.measure.prompts import PromptMaker, calibrate
+
+    maker = None
+    if exact:
+        click.echo("Asking the target how it counts tokens ...", err=True)
+        maker = PromptMaker(await calibrate(target.count), options["seed"])
+        await target.check()
+    return [target.call(request, number, options["speed"], maker) for number, request in enumerate(chosen)]
+
+
+async def _send_all(target: Target, calls: list[Call], limits: Any) -> tuple[list[Timing], bool]:
+    """Replay with a progress bar; the first Ctrl-C ends it, and what came so far is returned."""
+    from trimtab.measure.load import replay as send
+
+    timings: list[Timing] = []
+    with _progress(len(calls)) as tick:
+
+        def done(timing: Timing) -> None:
+            timings.append(timing)
+            tick(timing)
+
+        return timings, not await _until_interrupted(send(target.origin, calls, target.head, done, limits))
+
+
+async def _until_interrupted(work: Coroutine[Any, Any, None]) -> bool:
+    """Whether the work came to its end before a SIGINT."""
+    loop = asyncio.get_running_loop()
+    task = loop.create_task(work)
+    loop.add_signal_handler(signal.SIGINT, task.cancel)
+    try:
+        await task
+    except asyncio.CancelledError:
+        return False
+    finally:
+        loop.remove_signal_handler(signal.SIGINT)
+    return True
+
+
+@contextlib.contextmanager
+def _progress(total: int) -> Any:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    errors = 0
+    console = Console(stderr=True)
+    columns = (TextColumn("Replaying"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
+    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=total, note="")
+
+        def tick(timing: Timing) -> None:
+            nonlocal errors
+            errors += not timing.ok
+            bar.update(task, advance=1, note=f"{errors} failed" if errors else "")
+
+        if not console.is_terminal:
+            click.echo(f"Replaying {total:,} requests ...", err=True)
+        yield tick
+
+
+def _pricer(settings: Settings) -> Callable[[Timing], float | None]:
+    """List prices for what the target's answers do not say a price of."""
+    import time
+
+    from trimtab.prices import Prices
+    from trimtab.types import Usage
+
+    prices = Prices.of_tables({}, {})
+    prices.warm([("", settings.model)])
+
+    def price(timing: Timing) -> float | None:
+        usage = Usage(
+            input=timing.input_tokens - timing.cached_tokens,
+            cache_read=timing.cached_tokens,
+            output=timing.output_tokens,
+        )
+        money = prices.quick("", settings.model, usage, time.time())
+        return None if money is None or money.nusd is None else money.nusd / 1e9
+
+    return price
