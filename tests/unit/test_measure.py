@@ -148,7 +148,8 @@ def test_prompts_have_their_length_and_share_what_their_ids_share():
     assert texts[0] == PromptMaker(maker._pool, seed=3).text(first, 0)
     shared = [a == b for a, b in zip(texts[0].split(), texts[1].split(), strict=False)].index(False)
     assert 64 - 10 <= shared <= 64
-    assert counter.tokens(maker.text(Traced(0, 3, 1), 0)) == 10  # no shorter prompt is possible
+    assert maker.can_make(Traced(0, 10, 1))
+    assert not maker.can_make(Traced(0, 9, 1))
 
 
 def test_fits():
@@ -163,7 +164,9 @@ def test_summary_of_known_values():
     assert found.p99_9 == pytest.approx(99.901)
     assert stats.summarise([], "ms") is None
     assert stats.summarise([1.0] * 4, "ms").ci95 == {}
-    assert stats.summarise([7.0] * 10, "ms").ci95["p50"] == (7, 7)
+    assert stats.summarise([7.0] * 10, "ms").ci95 == {"avg": (7, 7), "p50": (7, 7)}
+    assert set(stats.summarise([7.0] * 100, "ms").ci95) == {"avg", "p50", "p90", "p95"}
+    assert set(stats.summarise([7.0] * 5000, "ms").ci95) == {"avg", "p50", "p90", "p95", "p99", "p99_9"}
 
 
 def test_intervals_cover_the_truth_about_as_often_as_they_say():
@@ -233,7 +236,7 @@ def test_a_report_adds_up():
     timings = [timing(n) for n in range(8)] + [timing(8, ttft_s=0.9)]
     timings += [timing(9, ok=False, error="refused"), timing(10, ok=False, error="ended", cancelled=True)]
     timings.append(timing(11, cache="hit", planned_input_tokens=102))
-    made = report.make(settings(), report.Run(timings, 20, 2, 6), "1", lambda t: 0.01 * t.output_tokens)
+    made = report.make(settings(), report.Run(timings, 20, 2, 5, 1), "1", lambda t: 0.01 * t.output_tokens)
     counts = made.counts
     assert (counts.sent, counts.successful, counts.errored, counts.cancelled, counts.cache_hits) == (12, 10, 1, 1, 1)
     assert made.errors == {"refused": 1}

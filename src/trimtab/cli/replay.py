@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
     from trimtab.measure.load import Call, Timing
+    from trimtab.measure.prompts import PromptMaker
     from trimtab.measure.report import Report, Settings
     from trimtab.measure.target import Target
     from trimtab.measure.traces import Traced
@@ -177,10 +178,13 @@ async def _run(trace: Path, options: dict[str, Any]) -> Report:
     try:
         context = options["context_tokens"] or await target.context_tokens()
         wanted = _cut(read.requests, options)
-        chosen = [request for request in wanted if fits(request, context)][: options["limit"]]
-        if not chosen:
+        short_enough = [request for request in wanted if fits(request, context)]
+        maker = await _maker(target, options["seed"]) if read.kind != "bodies" else None
+        fitting = [request for request in short_enough if maker is None or maker.can_make(request)]
+        if not fitting:
             raise BadRequest(f"no request of {trace} is left after --duration and --context", param="trace")
-        calls = await _calls(target, chosen, options, exact=read.kind != "bodies")
+        chosen = fitting[: options["limit"]]
+        calls = [target.call(request, number, options["speed"], maker) for number, request in enumerate(chosen)]
         settings = report.Settings(
             url=options["url"],
             model=model,
@@ -195,9 +199,15 @@ async def _run(trace: Path, options: dict[str, Any]) -> Report:
         contention = Contention(os.getsid(0))
         limits = Limits(options["concurrency_cap"], options["timeout_s"], keep_text=False)
         timings, interrupted = await _send_all(target, calls, limits)
-        too_long = len([request for request in wanted if not fits(request, context)])
-        in_trace = len(read.requests) + read.malformed
-        brought = report.Run(timings, in_trace, read.malformed, too_long, interrupted, contention.share())
+        brought = report.Run(
+            timings,
+            in_trace=len(read.requests) + read.malformed,
+            malformed=read.malformed,
+            too_long=len(wanted) - len(short_enough),
+            too_short=len(short_enough) - len(fitting),
+            interrupted=interrupted,
+            others_cpu=contention.share(),
+        )
         return report.make(settings, brought, __version__, _pricer(settings))
     finally:
         await target.close()
@@ -226,15 +236,14 @@ def _cut(requests: tuple[Traced, ...], options: dict[str, Any]) -> list[Traced]:
     return [request for request in requests if request.at_s < last_s]
 
 
-async def _calls(target: Target, chosen: list[Traced], options: dict[str, Any], *, exact: bool) -> list[Call]:
+async def _maker(target: Target, seed: int) -> PromptMaker:
+    """What makes prompts of exact lengths for this target; it is asked a few questions."""
     from trimtab.measure.prompts import PromptMaker, calibrate
 
-    maker = None
-    if exact:
-        click.echo("Asking the target how it counts tokens ...", err=True)
-        maker = PromptMaker(await calibrate(target.count), options["seed"])
-        await target.check()
-    return [target.call(request, number, options["speed"], maker) for number, request in enumerate(chosen)]
+    click.echo("Asking the target how it counts tokens ...", err=True)
+    maker = PromptMaker(await calibrate(target.count), seed)
+    await target.check()
+    return maker
 
 
 async def _send_all(target: Target, calls: list[Call], limits: Any) -> tuple[list[Timing], bool]:

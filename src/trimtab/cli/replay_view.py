@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -16,8 +18,8 @@ _LATE_S = 0.02  # a generator whose p99 is later than this measured itself
 # metric -> how a newcomer calls it
 _NAMES = {
     "time_to_first_token": "Time to first token",
-    "inter_token_latency": "Between tokens, mean of an answer",
-    "inter_chunk_latency": "Between pieces, each gap",
+    "inter_token_latency": "Between tokens (mean)",
+    "inter_chunk_latency": "Between pieces",
     "time_per_output_token": "Time per output token",
     "request_latency": "End to end",
     "queueing": "Sent late by",
@@ -30,7 +32,7 @@ def show(report: Report) -> None:
     """Print the report."""
     console = _console()
     settings, counts, rates = report.settings, report.counts, report.throughput
-    title = f"{settings.trace} at {settings.speed:g}x to {settings.url}"
+    title = f"{Path(settings.trace).name} at {settings.speed:g}x to {settings.url}"
     table = Table(title=title + (" (interrupted)" if report.interrupted else ""), box=box.SIMPLE_HEAD)
     table.add_column("")
     for column in ("p50", "p90", "p95", "p99", "p99.9", "mean"):
@@ -44,7 +46,7 @@ def show(report: Report) -> None:
         console.print(f"{count:,} failed: {title}", style="red", markup=False, highlight=False)
     first = report.metrics.get("time_to_first_token") or report.metrics.get("request_latency")
     if first is not None:
-        console.print(_interval_note(first, counts.successful), style="dim", highlight=False)
+        console.print(_interval_note(first), style="dim", highlight=False)
     for note in _notes(report):
         console.print(note, style="yellow", highlight=False)
     if rates.duration_s < 1 and counts.sent < 20:
@@ -54,15 +56,14 @@ def show(report: Report) -> None:
 def show_differences(a: Report, b: Report, found: list[Difference]) -> None:
     """Print what differs between two runs."""
     console = _console()
-    console.print(f"A: {a.settings.trace} to {a.settings.url}, {a.counts.successful:,} answered", highlight=False)
-    console.print(f"B: {b.settings.trace} to {b.settings.url}, {b.counts.successful:,} answered", highlight=False)
+    for name, run in (("A", a), ("B", b)):
+        where = f"{Path(run.settings.trace).name} at {run.settings.speed:g}x to {run.settings.url}"
+        console.print(f"{name}: {where}, {run.counts.successful:,} answered", highlight=False)
     table = Table(box=box.SIMPLE_HEAD)
     for column in ("", "", "A", "B", "B - A", "95% interval", ""):
         table.add_column(column, justify="left" if column in ("", "95% interval") else "right")
     last = ""
     for one in found:
-        if one.statistic not in ("avg", "p50", "p95", "p99"):
-            continue
         interval = f"{_value(one.low, one.unit)} to {_value(one.high, one.unit)}"
         verdict = ("[red]more[/]" if one.difference > 0 else "[green]less[/]") if one.real else "[dim]no difference[/]"
         table.add_row(
@@ -87,6 +88,7 @@ def _requests(report: Report) -> str:
     parts += [f"{counts.cancelled:,} cancelled"] if counts.cancelled else []
     parts += [f"{counts.cache_hits:,} from a cache"] if counts.cache_hits else []
     parts += [f"{counts.too_long:,} too long, skipped"] if counts.too_long else []
+    parts += [f"{counts.too_short:,} too short to be made"] if counts.too_short else []
     parts += [f"{counts.malformed:,} lines malformed"] if counts.malformed else []
     return ", ".join(parts)
 
@@ -118,13 +120,15 @@ def _figures(report: Report) -> list[tuple[str, str]]:
     return rows
 
 
-def _interval_note(found: Summary, count: int) -> str:
-    if "p95" not in found.ci95:
-        return f"Too few requests ({count}) for intervals."
-    low, high = found.ci95["p95"]
-    what = "first token" if found.unit == "ms" else "value"
+def _interval_note(found: Summary) -> str:
+    """How sure the first line's figures are, for the highest percentile that the requests are enough for."""
+    name = next((name for name in ("p99", "p95", "p90", "p50") if name in found.ci95), None)
+    if name is None:
+        return f"{found.count} requests are too few for intervals."
+    low, high = found.ci95[name]
     return (
-        f"95% interval of the p95 ({what}): {_value(low, found.unit)} to {_value(high, found.unit)}; all are in --json."
+        f"95% interval of the first line's {name}: {_value(low, found.unit)} to {_value(high, found.unit)} (all are in "
+        f"--json); beyond {name}, {found.count:,} requests are too few for one."
     )
 
 
@@ -151,9 +155,9 @@ def _value(value: float, unit: str) -> str:
     if unit != "ms":
         return f"{value:,.0f}"
     size = abs(value)
-    if size >= 10_000:
-        return f"{value / 1000:,.1f} s"
-    return f"{value:,.0f} ms" if size >= 100 else f"{value:.1f} ms"
+    if size >= 1000:
+        return f"{value / 1000:,.1f} s" if size >= 10_000 else f"{value / 1000:.2f} s"
+    return f"{value:.0f} ms" if size >= 100 else f"{value:.1f} ms"
 
 
 def _console() -> Console:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from html import escape
+from pathlib import Path
 from typing import NamedTuple
 
 from trimtab.measure.load import Timing
@@ -24,14 +25,15 @@ h1 { font-size: 1.3rem; margin: 0; } h2 { font-size: 1rem; margin: 2rem 0 .3rem;
 p { margin: .2rem 0; } .soft, figcaption { color: var(--soft); font-size: .88rem; } .warn { color: #b3541e; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { text-align: right; padding: .3rem .6rem; border-bottom: 1px solid var(--line); } th { font-weight: 600; }
-th:first-child, td:first-child { text-align: left; } .plots { display: flex; flex-wrap: wrap; gap: 1.2rem; }
+th:first-child, td:first-child { text-align: left; } td .soft { white-space: nowrap; }
+.plots { display: flex; flex-wrap: wrap; gap: 1.2rem; }
 figure { margin: 0; flex: 1 1 480px; } svg { width: 100%; height: auto; } text { fill: var(--soft); font-size: 11px; }
 .grid { stroke: var(--line); stroke-width: 1; } .axis { stroke: var(--soft); stroke-width: 1; }
 """
 _TITLES = {
     "time_to_first_token": "Time to first token",
-    "inter_token_latency": "Between tokens (mean of an answer)",
-    "inter_chunk_latency": "Between pieces (each gap)",
+    "inter_token_latency": "Between tokens (mean)",
+    "inter_chunk_latency": "Between pieces",
     "time_per_output_token": "Time per output token",
     "request_latency": "End to end",
     "queueing": "Sent late by",
@@ -51,12 +53,12 @@ class _Series(NamedTuple):
 
 def render(report: Report) -> str:
     """The file's text."""
-    settings = report.settings
+    name = Path(report.settings.trace).name
     whole = [timing for timing in report.requests if timing.ok]
     failed = [timing for timing in report.requests if not timing.ok]
     plots = [
         _figure(
-            "How many answers were at least this fast",
+            "Which share of the answers came within how many seconds",
             _lines(
                 [
                     _Series("first token", _COLOURS[0], _cdf([t.ttft_s for t in whole])),
@@ -100,8 +102,8 @@ def render(report: Report) -> str:
             "<!doctype html>",
             '<html lang="en"><head><meta charset="utf-8">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            f"<title>Replay of {escape(settings.trace)}</title><style>{_STYLE}</style></head><body>",
-            f"<h1>Replay of {escape(settings.trace)}</h1>",
+            f"<title>Replay of {escape(name)}</title><style>{_STYLE}</style></head><body>",
+            f"<h1>Replay of {escape(name)}</h1>",
             f'<p class="soft">{escape(_subtitle(report))}</p>',
             *[f'<p class="warn">{escape(text)}</p>' for text in _warnings(report)],
             f"<p>{escape(_counts(report))}</p><p>{escape(_rates(report))}</p>",
@@ -200,7 +202,7 @@ class _Scale:
         if log:
             low, high = 10 ** math.floor(math.log10(low)), 10 ** math.ceil(math.log10(max(high, low * 1.01)))
         else:
-            low, high = 0.0, high or 1.0
+            low, high = 0.0, (high or 1.0) * 1.03
         self._low, self._high, self._start, self._end = low, high, start, end
 
     def __call__(self, value: float) -> float:

@@ -81,6 +81,10 @@ class PromptMaker:
         self._seed = seed
         self._block = lru_cache(_BLOCKS_KEPT)(self._make_block)
 
+    def can_make(self, request: Traced) -> bool:
+        """Whether a prompt can be as short as the request's: the template's tokens are in every one."""
+        return request.body is not None or request.input_tokens >= self._pool.base_tokens
+
     def text(self, request: Traced, number: int) -> str:
         """A text that makes `request.input_tokens` prompt tokens; never fewer than the template with one word.
 

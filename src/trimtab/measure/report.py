@@ -91,6 +91,7 @@ class Run(msgspec.Struct, frozen=True):
     in_trace: int
     malformed: int = 0
     too_long: int = 0
+    too_short: int = 0
     interrupted: bool = False
     others_cpu: float | None = None
 
@@ -101,6 +102,7 @@ class Counts(msgspec.Struct, frozen=True):
     in_trace: int
     malformed: int  # lines of the trace
     too_long: int  # skipped: longer than the target's context
+    too_short: int  # skipped: shorter than the target's chat template with one word
     sent: int
     successful: int
     errored: int
@@ -220,6 +222,7 @@ def make(settings: Settings, run: Run, version: str, price: Callable[[Timing], f
             in_trace=run.in_trace,
             malformed=run.malformed,
             too_long=run.too_long,
+            too_short=run.too_short,
             sent=len(timings),
             successful=len(whole),
             errored=len(ends["errored"]),

@@ -9,16 +9,17 @@ from collections.abc import Sequence
 import msgspec
 
 PERCENTILES = (50.0, 90.0, 95.0, 99.0, 99.9)
+_COMPARED = ("avg", "p50", "p95", "p99")
 _DRAWS = 2000
 _TAIL = 0.025  # on either side of a 95% interval
-_FEWEST = 5  # values below which no interval is given
+_FEWEST = 5  # values on the thinner side of a percentile, below which a resample says nothing about it
 
 
 class Summary(msgspec.Struct, frozen=True):
     """A metric over requests, in `unit`; the statistics are named as aiperf names them.
 
-    `ci95` holds 95% bootstrap intervals by statistic, [low, high]; it is empty below five values, and where values
-    depend on each other.
+    `ci95` holds 95% bootstrap intervals by statistic, [low, high]. A percentile has one if five values lie beyond it
+    (p95: 100 values); metrics whose values depend on each other have none.
     """
 
     unit: str
@@ -74,9 +75,9 @@ def summarise(values: Sequence[float], unit: str, *, intervals: bool = True, see
     spread = math.sqrt(math.fsum((value - mean) ** 2 for value in ordered) / count)
     cuts = {_name(p): _between(ordered, p / 100) for p in PERCENTILES}
     ci95: dict[str, tuple[float, float]] = {}
-    if intervals and count >= _FEWEST:
+    if intervals:
         rng = random.Random(seed)
-        for statistic in ("avg", *cuts):
+        for statistic in _known(count):
             draws = sorted(_bootstrap(ordered, statistic, mean, spread, rng))
             ci95[statistic] = (_between(draws, _TAIL), _between(draws, 1 - _TAIL))
     return Summary(unit, count, mean, ordered[0], ordered[-1], spread, **cuts, ci95=ci95)
@@ -85,16 +86,17 @@ def summarise(values: Sequence[float], unit: str, *, intervals: bool = True, see
 def differences(
     metric: str, a: Sequence[float], b: Sequence[float], unit: str, *, statistics: Sequence[str] = (), seed: int = 0
 ) -> list[Difference]:
-    """How B differs from A, statistic by statistic; nothing where either side has fewer than five values."""
-    if min(len(a), len(b)) < _FEWEST:
-        return []
+    """How B differs from A, statistic by statistic, as far as both sides have enough values."""
     first, second = (summarise(values, unit, intervals=False) for values in (a, b))
-    assert first is not None
-    assert second is not None
+    if first is None or second is None:
+        return []
+    known = _known(min(len(a), len(b)))
     rng = random.Random(seed)
     sides = [(sorted(values), side) for values, side in ((a, first), (b, second))]
     found = []
-    for statistic in statistics or ("avg", *(_name(p) for p in PERCENTILES)):
+    for statistic in statistics or _COMPARED:
+        if statistic not in known:
+            continue
         draws_a, draws_b = (_bootstrap(ordered, statistic, side.avg, side.std, rng) for ordered, side in sides)
         gaps = sorted(y - x for x, y in zip(draws_a, draws_b, strict=True))
         low, high = _between(gaps, _TAIL), _between(gaps, 1 - _TAIL)
@@ -123,6 +125,14 @@ def _bootstrap(ordered: Sequence[float], statistic: str, mean: float, spread: fl
         at = rng.betavariate(rank + 1, count - rank)
         draws.append(ordered[min(count - 1, int(at * count))])
     return draws
+
+
+def _known(count: int) -> list[str]:
+    """The statistics that so many values allow an interval for."""
+    if count < _FEWEST:
+        return []
+    beyond = {p: count * (1 - p / 100) for p in PERCENTILES}
+    return ["avg", *(_name(p) for p, values in beyond.items() if values >= _FEWEST - 1e-9)]
 
 
 def _name(percent: float) -> str:
