@@ -7,38 +7,29 @@ settle the request before the client can see it end.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
 from collections.abc import Awaitable, Callable, Mapping
 
-import msgspec
-from msgspec import structs
-
+from trimtab.call import BYTES_PER_TOKEN, Call, Desk
 from trimtab.errors import (
     TrimtabError,
     UpstreamCut,
     UpstreamError,
     UpstreamInvalid,
     UpstreamStatus,
-    UpstreamTimeout,
     UpstreamUnreachable,
 )
-from trimtab.flight import BusyShare, Deadline, Deadlines, Finish, Flight, Head, Header, Message
-from trimtab.ports import Clock, Engine, Journal, Sink, UpstreamReply
+from trimtab.flight import Finish, Flight, Head, Header, Message
+from trimtab.ports import Clock, Engine, Journal, Sink
 from trimtab.protocols import CODECS, Scanner, StreamTranslator, translate_error, translate_reply, translate_request
 from trimtab.types import (
-    NO_USAGE,
     Attempt,
-    AttemptRecord,
     Dialect,
     End,
-    Intent,
     Plan,
     Reply,
     Request,
     Target,
-    Timeouts,
-    Usage,
 )
 
 _CHAT_PATH = {Dialect.OPENAI: "/v1/chat/completions", Dialect.ANTHROPIC: "/v1/messages"}
@@ -48,71 +39,6 @@ _ERROR_BODY_BYTES = 1 << 20
 _HOP_HEADERS = frozenset(
     ("connection", "content-length", "keep-alive", "transfer-encoding", "date", "server", "trailer")
 )
-_BYTES_PER_TOKEN = 4  # English text; only for estimates, which are marked as such
-
-
-class _Call:
-    """One upstream call as a context: its intent on entry; its end, machine time and record on exit, whatever happens.
-
-    On exit a passed deadline becomes UpstreamTimeout, and a reply that was not read to its end is aborted.
-    """
-
-    __slots__ = (
-        "_mark", "_owner", "_task", "at_end", "attempt", "deadline", "engine", "finish", "first_s", "flight",
-        "last_at", "machine_s", "model", "n", "reply", "start_s", "usage", "usage_source", "whole",
-    )  # fmt: skip
-
-    def __init__(
-        self, owner: Dispatcher, flight: Flight, attempt: Attempt, engine: Engine, task: asyncio.Task[None]
-    ) -> None:
-        self._owner = owner
-        self._task = task
-        self.flight = flight
-        self.attempt = attempt
-        self.engine = engine
-        self.n = len(flight.attempts)
-        self.first_s: float | None = None  # first token, seconds after the request's arrival
-        self.reply: UpstreamReply | None = None
-        self.model = ""
-        self.finish = ""
-        self.usage = NO_USAGE
-        self.usage_source = "none"
-        self.whole = False  # the reply came to its own end
-        self.at_end = False  # its body ended, with or without its end mark
-        self.machine_s = 0.0
-
-    def __enter__(self) -> _Call:
-        owner, limits = self._owner, self.attempt.timeouts
-        started = owner.clock.mono()
-        self.start_s = started - self.flight.request.start
-        self.last_at = started + limits.total_s
-        owner.journal.intent(_intent(self.flight.request, self))
-        self._mark = owner.busy[self.engine.name].start(started)
-        if self.flight.request.stream and limits.first_token_s < limits.total_s:
-            self.deadline = owner.deadlines.start(self._task, started + limits.first_token_s, "first_token_s")
-        else:  # an answer that is not streamed comes at once, after all of its tokens
-            self.deadline = owner.deadlines.start(self._task, self.last_at, "total_s")
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, _: object) -> None:
-        owner, flight, deadline = self._owner, self.flight, self.deadline
-        owner.deadlines.stop(deadline)
-        late: UpstreamTimeout | None = None
-        end, error = flight.end, flight.error
-        if exc is not None:
-            end, error = _END_OF.get(type(exc), End.ERROR), str(exc)
-            if kind is asyncio.CancelledError:
-                end, error = End.CANCELLED, "the client left"
-                if deadline.expired:
-                    deadline.task.uncancel()
-                    end, error = End.TIMEOUT, _late(deadline, self.attempt.timeouts, self.attempt.target)
-                    late = UpstreamTimeout(error)
-        owner.hang_up(self)
-        now = owner.clock.mono()
-        self.machine_s = owner.busy[self.engine.name].stop(self._mark, now)
-        _record_attempt(flight, self, end, error, now - flight.request.start)
-        if late is not None:
-            raise late from None
 
 
 class Dispatcher:
@@ -129,14 +55,12 @@ class Dispatcher:
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self.engines = engines
-        self.deadlines = Deadlines(clock)
-        self.busy = {name: BusyShare() for name in engines}
-        self.journal = journal
         self.clock = clock
+        self._desk = Desk(engines, journal, clock)
+        self.deadlines = self._desk.deadlines
         self._max_response_bytes = max_response_bytes
         self._sleep = sleep
         self._jitter = jitter
-        self._drains: set[asyncio.Task[None]] = set()
 
     async def execute(self, flight: Flight, plan: Plan, sink: Sink, head: Head) -> Finish:
         """Run the plan. Raises the last attempt's error when none was answered.
@@ -179,7 +103,7 @@ class Dispatcher:
     async def relay(self, flight: Flight, attempt: Attempt, message: Message, sink: Sink, head: Head) -> Finish:
         """Pass one call through as it is, its reply piece by piece. Usage is read from JSON replies that state it."""
         request, limits, engine = flight.request, attempt.timeouts, self.engines[attempt.target.engine]
-        with _Call(self, flight, attempt, engine, sink.watch()) as call:
+        with Call(self._desk, flight, attempt, engine, sink.watch()) as call:
             reply = call.reply = await engine.open(
                 message.method, message.path, message.headers, message.body, limits, request.client_key
             )
@@ -197,7 +121,7 @@ class Dispatcher:
             flight.served = attempt.target
             flight.end = End.OK if reply.status < 400 else End.ERROR
             if reply.content_type == "application/json" and flight.response_bytes <= _ERROR_BODY_BYTES:
-                _read_usage(call, b"".join(seen))
+                call.read_usage(b"".join(seen))
             return Finish(reply.status, None, b"")
 
     async def _attempt(
@@ -205,7 +129,7 @@ class Dispatcher:
     ) -> Finish:
         request = flight.request
         body = _upstream_body(request, attempt.target, engine.dialect)
-        with _Call(self, flight, attempt, engine, task) as call:
+        with Call(self._desk, flight, attempt, engine, task) as call:
             path = request.path if engine.dialect == request.dialect else _CHAT_PATH[engine.dialect]
             headers = _upstream_headers(request, engine.dialect)
             call.reply = await engine.open("POST", path, headers, body, attempt.timeouts, request.client_key)
@@ -215,7 +139,7 @@ class Dispatcher:
                 return await self._stream(flight, call, sink, head)
             return await self._buffered(flight, call)
 
-    async def _buffered(self, flight: Flight, call: _Call) -> Finish:
+    async def _buffered(self, flight: Flight, call: Call) -> Finish:
         request, reply, dialect = flight.request, call.reply, call.engine.dialect
         assert reply is not None
         body = await reply.read(self._max_response_bytes)
@@ -225,7 +149,7 @@ class Dispatcher:
         facts = CODECS[dialect].read_reply(body)
         call.model, call.finish = facts.model, facts.finish
         call.whole = True
-        _count(call, facts.usage, request.body_bytes, facts.text_chars // _BYTES_PER_TOKEN)
+        call.count(facts.usage, facts.text_chars // BYTES_PER_TOKEN)
         if dialect != request.dialect:
             body = translate_reply(body, dialect, request.dialect, created=int(request.at))
         flight.status = 200
@@ -235,7 +159,7 @@ class Dispatcher:
             flight.make_reply = lambda: _reply(call, body, request)
         return Finish(200, [(b"content-type", b"application/json")], body)
 
-    async def _stream(self, flight: Flight, call: _Call, sink: Sink, head: Head) -> Finish:
+    async def _stream(self, flight: Flight, call: Call, sink: Sink, head: Head) -> Finish:
         """Forward every piece but the end mark; nothing before the first token, so until then it can be retried."""
         request, deadline, idle_s = flight.request, call.deadline, call.attempt.timeouts.idle_s
         scanner = _scanner(call, request)
@@ -261,7 +185,7 @@ class Dispatcher:
                 out = None if scanner.ended or call.at_end else await _next(call, scanner)
         finally:
             call.model, call.finish, call.whole = scanner.model, scanner.finish, scanner.ended
-            _count(call, scanner.usage, request.body_bytes, scanner.tokens_seen)
+            call.count(scanner.usage, scanner.tokens_seen)
         if scanner.error:
             flight.error = f"the upstream reported an error inside the stream: {scanner.error}"
             flight.end = End.ERROR
@@ -274,7 +198,7 @@ class Dispatcher:
         flight.response_bytes += len(scanner.tail)
         return Finish(200, None, scanner.tail, cut=not scanner.ended)
 
-    def _start_stream(self, flight: Flight, call: _Call, sink: Sink, head: Head) -> None:
+    def _start_stream(self, flight: Flight, call: Call, sink: Sink, head: Head) -> None:
         flight.started = True
         flight.status = 200
         flight.served = call.attempt.target
@@ -283,37 +207,10 @@ class Dispatcher:
         headers.append((b"cache-control", b"no-cache"))
         sink.start(200, headers)
 
-    def hang_up(self, call: _Call) -> None:
-        """Give the connection back. After an end mark the socket's own end is usually one packet away: wait for it
-        off the path, so that the connection can be reused; anything else is aborted at once."""
-        reply = call.reply
-        if reply is None or reply.closed:
-            return
-        if call.whole:
-            task = asyncio.get_running_loop().create_task(_drain(reply))
-            self._drains.add(task)
-            task.add_done_callback(self._drains.discard)
-        else:
-            reply.abort()
 
-
-_END_OF: dict[type[BaseException], End] = {UpstreamTimeout: End.TIMEOUT, UpstreamCut: End.CUT}
-
-
-async def _drain(reply: UpstreamReply) -> None:
-    try:
-        async with asyncio.timeout(0.2):
-            while await reply.next() is not None:
-                pass
-    except (TimeoutError, UpstreamError):
-        pass
-    finally:
-        reply.abort()
-
-
-def _scanner(call: _Call, request: Request) -> Scanner:
+def _scanner(call: Call, request: Request) -> Scanner:
     """What watches, and where the dialects differ translates, the reply's stream."""
-    kind, dialect = _of(call).content_type, call.engine.dialect
+    kind, dialect = call.open_reply.content_type, call.engine.dialect
     if kind != "text/event-stream":
         raise UpstreamInvalid(f"{call.engine.name} answered {kind or 'no content type'}, not an event stream")
     if dialect == request.dialect:
@@ -321,19 +218,14 @@ def _scanner(call: _Call, request: Request) -> Scanner:
     return StreamTranslator(dialect, request.dialect, include_usage=request.wants_usage, created=int(request.at))
 
 
-def _of(call: _Call) -> UpstreamReply:
-    assert call.reply is not None
-    return call.reply
-
-
-async def _until_first_token(call: _Call, scanner: Scanner) -> bytes:
+async def _until_first_token(call: Call, scanner: Scanner) -> bytes:
     """Everything up to the piece with the first token, or up to the end of a stream that has none.
 
     Raises UpstreamInvalid, which may be retried, for a stream that fails or ends before either.
     """
     held = b""
     while not scanner.first_token and not scanner.ended:
-        piece = await _of(call).next()
+        piece = await call.open_reply.next()
         held += scanner.close() if piece is None else scanner.feed(piece)
         if scanner.error:
             raise UpstreamInvalid(f"{call.engine.name} reported inside the stream: {scanner.error}")
@@ -342,10 +234,10 @@ async def _until_first_token(call: _Call, scanner: Scanner) -> bytes:
     return held
 
 
-async def _next(call: _Call, scanner: Scanner) -> bytes:
+async def _next(call: Call, scanner: Scanner) -> bytes:
     """The next bytes for the client. Raises UpstreamCut when the stream breaks off."""
     try:
-        piece = await _of(call).next()
+        piece = await call.open_reply.next()
     except UpstreamUnreachable as exc:
         raise UpstreamCut(f"{exc.message}; what came so far is not whole") from exc
     if piece is not None:
@@ -376,80 +268,7 @@ def _upstream_headers(request: Request, dialect: Dialect) -> list[Header]:
     return headers
 
 
-def _intent(request: Request, call: _Call) -> Intent:
-    target = call.attempt.target
-    return Intent(
-        id=request.id,
-        n=call.n,
-        at=request.at + call.start_s,
-        purpose=call.attempt.purpose,
-        engine=target.engine,
-        model=target.upstream_model,
-        provider=target.provider,
-        client_model=request.model,
-        dialect=request.dialect,
-        path=request.path,
-        stream=request.stream,
-        scope=request.scope,
-        input_estimate=request.body_bytes // _BYTES_PER_TOKEN,
-    )
-
-
-def _count(call: _Call, usage: Usage | None, request_bytes: int, output_tokens: int) -> None:
-    """Usage as the upstream reported it; where it did not, or was cut off before its last word, an estimate."""
-    if usage is not None and call.whole:
-        call.usage, call.usage_source = usage, "reported"
-    elif usage is not None:
-        missing = max(0, output_tokens - usage.output_total)
-        call.usage, call.usage_source = structs.replace(usage, output=usage.output + missing), "estimated"
-    elif call.first_s is not None or call.whole:
-        call.usage, call.usage_source = (
-            Usage(input=request_bytes // _BYTES_PER_TOKEN, output=output_tokens),
-            "estimated",
-        )
-
-
-def _read_usage(call: _Call, body: bytes) -> None:
-    with contextlib.suppress(msgspec.DecodeError):
-        said = msgspec.json.decode(body)
-        if isinstance(said, dict) and isinstance(said.get("usage"), dict):
-            call.usage, call.usage_source = CODECS[call.engine.dialect].usage(said["usage"]), "reported"
-            call.model = str(said.get("model", ""))
-
-
-def _record_attempt(flight: Flight, call: _Call, end: End, error: str, now_s: float) -> None:
-    target, reply = call.attempt.target, call.reply
-    if (
-        call.usage_source == "none"
-        and end in (End.CANCELLED, End.TIMEOUT, End.CUT)
-        and (reply is None or reply.status < 300)
-    ):
-        # The upstream may have read the prompt, and bills it: an estimate is nearer the truth than nothing.
-        call.usage, call.usage_source = Usage(input=flight.request.body_bytes // _BYTES_PER_TOKEN), "estimated"
-    flight.attempts.append(
-        AttemptRecord(
-            n=call.n,
-            purpose=call.attempt.purpose,
-            engine=target.engine,
-            model=target.upstream_model,
-            provider=target.provider,
-            end=end,
-            start_s=call.start_s,
-            end_s=now_s,
-            first_token_s=call.first_s,
-            status=reply.status if reply is not None else 0,
-            error=error,
-            response_model=call.model,
-            finish=call.finish,
-            usage=call.usage,
-            usage_source=call.usage_source,
-            upstream_id=reply.upstream_id if reply is not None else "",
-            machine_s=call.machine_s,
-        )
-    )
-
-
-def _reply(call: _Call, body: bytes, request: Request) -> Reply:
+def _reply(call: Call, body: bytes, request: Request) -> Reply:
     """The whole answer in the client's dialect, stop reason included."""
     finish = call.finish
     if call.engine.dialect != request.dialect:
@@ -457,16 +276,7 @@ def _reply(call: _Call, body: bytes, request: Request) -> Reply:
     return Reply(body, call.model, call.usage, finish, call.attempt.target, call.machine_s)
 
 
-def _late(deadline: Deadline, limits: Timeouts, target: Target) -> str:
-    what = {
-        "first_token_s": f"sent no token within {limits.first_token_s:g} s",
-        "idle_s": f"sent nothing for {limits.idle_s:g} s in mid-stream",
-        "total_s": f"was not done within {limits.total_s:g} s",
-    }[deadline.label]
-    return f"{target.engine} ({target.upstream_model}) {what}; the limit is timeouts.{deadline.label} of the route"
-
-
-async def _status_error(call: _Call, request: Request) -> UpstreamError:
+async def _status_error(call: Call, request: Request) -> UpstreamError:
     """The upstream's HTTP error as ours, its body in the client's dialect."""
     reply, dialect = call.reply, call.engine.dialect
     assert reply is not None

@@ -27,9 +27,7 @@ import logging
 import mmap
 import os
 import shutil
-import struct
 import threading
-import zlib
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
@@ -38,6 +36,7 @@ import lmdb
 import msgspec
 
 from trimtab.ports import Clock
+from trimtab.stores._answer_records import AGE, DECODER, HEADER, age_key, is_sound, pack
 from trimtab.stores._shared_words import SharedWords
 from trimtab.stores.memory import MemoryStore
 from trimtab.types import Stored
@@ -53,10 +52,6 @@ _SWEEP_ENTRIES: Final = 64  # dead entries removed beside each batch
 _EVICT_ENTRIES: Final = 256  # per transaction: each removal copies pages, which must fit into the free fifth of the map
 _LOG_EVERY_S: Final = 60.0
 
-_HEADER: Final = struct.Struct("<QdddI")  # generation, created, expires, written, checksum
-_AGE: Final = struct.Struct(">Q")  # microseconds, so that the keys sort by age
-_ENCODER: Final = msgspec.msgpack.Encoder()
-_DECODER: Final = msgspec.msgpack.Decoder(Stored)
 # The file itself is bad (and not the folder, the disk or a lock): a fresh one helps.
 _DAMAGE: Final = (
     lmdb.BadTxnError,
@@ -141,13 +136,13 @@ class LmdbStore:
                 value = txn.get(key)
                 if value is None:
                     return None
-                if not _is_sound(key, value):
+                if not is_sound(key, value):
                     self._failed("holds a damaged entry", ValueError("checksum"))
                     return None
-                generation, _, expires, _, _ = _HEADER.unpack_from(value)
+                generation, _, expires, _, _ = HEADER.unpack_from(value)
                 if generation != self._generation or expires <= self._clock.wall():
                     return None
-                return _DECODER.decode(value[_HEADER.size :])
+                return DECODER.decode(value[HEADER.size :])
         except (lmdb.Error, msgspec.MsgspecError) as error:
             self._failed("cannot be read", error)
             return None
@@ -232,7 +227,7 @@ class LmdbStore:
     def _write(self, batch: dict[bytes, tuple[int, Stored]]) -> None:
         now = self._clock.wall()
         records = [
-            (key, generation, stored.created, _pack(key, generation, stored, now))
+            (key, generation, stored.created, pack(key, generation, stored, now))
             for key, (generation, stored) in batch.items()
         ]
         with self._shared.locked():  # against another process's `_sync`, which removes the mark
@@ -269,15 +264,15 @@ class LmdbStore:
                     continue  # purged while it waited
                 if not txn.put(key, value, overwrite=False, db=self._answers):
                     old = txn.get(key, db=self._answers)
-                    if _is_sound(key, old):
-                        old_generation, old_created, old_expires, old_written, _ = _HEADER.unpack_from(old)
+                    if is_sound(key, old):
+                        old_generation, old_created, old_expires, old_written, _ = HEADER.unpack_from(old)
                         if old_generation == current and old_expires > now:
                             if created < old_written:
                                 continue  # two of one kind were in flight (the later could not see the former)
                             replaced = True
-                        txn.delete(_age_key(old_created, key), db=self._ages)
+                        txn.delete(age_key(old_created, key), db=self._ages)
                     txn.put(key, value, db=self._answers)
-                txn.put(_age_key(created, key), b"", db=self._ages)
+                txn.put(age_key(created, key), b"", db=self._ages)
             self._remove_oldest(txn, _SWEEP_ENTRIES, dead_at=now)
         if replaced:
             self._shared.replaced()
@@ -334,11 +329,11 @@ class LmdbStore:
         with txn.cursor(db=self._ages) as cursor:
             found = cursor.first()
             while found and removed < count and (enough_bytes is None or freed_bytes < enough_bytes):
-                key = bytes(cursor.key())[_AGE.size :]
+                key = bytes(cursor.key())[AGE.size :]
                 value = txn.get(key, db=self._answers, default=b"")
                 freed_bytes += len(value)
-                if dead_at is not None and len(value) >= _HEADER.size:
-                    of, _, expires, _, _ = _HEADER.unpack_from(value)
+                if dead_at is not None and len(value) >= HEADER.size:
+                    of, _, expires, _, _ = HEADER.unpack_from(value)
                     if of == generation and expires > dead_at:
                         break
                 txn.delete(key, db=self._answers)
@@ -478,30 +473,12 @@ class LmdbStore:
             _log.warning("answer cache %s %s: %s", self._folder, what, error)
 
 
-def _pack(key: bytes, generation: int, stored: Stored, written: float) -> bytes:
-    payload = _ENCODER.encode(stored)
-    head = _HEADER.pack(generation, stored.created, stored.expires, written, 0)
-    checksum = zlib.crc32(payload, zlib.crc32(head[:-4], zlib.crc32(key)))
-    return _HEADER.pack(generation, stored.created, stored.expires, written, checksum) + payload
-
-
 def _boot_id() -> str:
     """Which start of the machine this is; "" where the system does not say."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
         return ""
-
-
-def _is_sound(key: bytes, value: memoryview | bytes) -> bool:
-    if len(value) < _HEADER.size:
-        return False
-    checksum = zlib.crc32(value[_HEADER.size :], zlib.crc32(value[: _HEADER.size - 4], zlib.crc32(key)))
-    return bool(checksum == _HEADER.unpack_from(value)[4])
-
-
-def _age_key(created: float, key: bytes) -> bytes:
-    return _AGE.pack(max(0, int(created * 1e6))) + key
 
 
 def _extend(data: Path, size_bytes: int) -> None:

@@ -1,0 +1,37 @@
+"""How an answer lies in the file: a header with a checksum over all of it, then msgpack; and keys that sort by age."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from typing import Final
+
+import msgspec
+
+from trimtab.types import Stored
+
+HEADER: Final = struct.Struct("<QdddI")  # generation, created, expires, written, checksum
+AGE: Final = struct.Struct(">Q")  # microseconds, so that the keys sort by age
+_ENCODER: Final = msgspec.msgpack.Encoder()
+DECODER: Final = msgspec.msgpack.Decoder(Stored)
+
+
+def pack(key: bytes, generation: int, stored: Stored, written: float) -> bytes:
+    """An entry's bytes, written at `written` (unix seconds)."""
+    payload = _ENCODER.encode(stored)
+    head = HEADER.pack(generation, stored.created, stored.expires, written, 0)
+    checksum = zlib.crc32(payload, zlib.crc32(head[:-4], zlib.crc32(key)))
+    return HEADER.pack(generation, stored.created, stored.expires, written, checksum) + payload
+
+
+def is_sound(key: bytes, value: memoryview | bytes) -> bool:
+    """Whether the bytes are what was written under that key."""
+    if len(value) < HEADER.size:
+        return False
+    checksum = zlib.crc32(value[HEADER.size :], zlib.crc32(value[: HEADER.size - 4], zlib.crc32(key)))
+    return bool(checksum == HEADER.unpack_from(value)[4])
+
+
+def age_key(created: float, key: bytes) -> bytes:
+    """The key under which an entry's age is found."""
+    return AGE.pack(max(0, int(created * 1e6))) + key
