@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import re
 import sys
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,31 +12,15 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
-from trimtab.cli.place import data_folder, gateway_options
-from trimtab.errors import BadRequest, ConfigError
+from trimtab.cli.place import Place, gateway_options, moment, print_lines, say_empty
+from trimtab.errors import BadRequest
 
 if TYPE_CHECKING:
-    from trimtab.stores.ledger_db import Reader
+    pass
 
 _FOLLOW_S = 0.5
 _FOLLOW_ROWS = 1000
-_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 _PARQUET_ROWS = 10_000
-
-
-def _moment(_: click.Context, param: click.Parameter, value: str | None) -> float | None:
-    """Unix time of an age (90s, 30m, 24h, 7d) or of an ISO date or date-time, UTC unless it names an offset."""
-    if value is None:
-        return None
-    if match := re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw])", value):
-        return time.time() - float(match[1]) * _UNITS_S[match[2]]
-    try:
-        moment = datetime.fromisoformat(value)
-    except ValueError as error:
-        raise click.BadParameter(
-            f"{value!r} is neither an age like 24h or 7d nor a date like 2026-11-21", param=param
-        ) from error
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
 @click.group()
@@ -55,14 +36,14 @@ def tail(count: int, follow: bool, data_dir: Path | None, config_path: Path | No
     """The latest requests."""
     from trimtab.cli import ledger_view
 
-    place = _Place(data_dir, config_path)
+    place = Place(data_dir, config_path)
     with place.reader() as reader:
         rows = reader.tail(count)
     if not rows and not follow:
-        _say_empty(place, as_json)
+        say_empty(place, as_json)
         return
     if as_json:
-        _print_lines(rows)
+        print_lines(rows)
     else:
         ledger_view.print_tail(rows)
     after = rows[-1]["seq"] if rows else 0
@@ -73,7 +54,7 @@ def tail(count: int, follow: bool, data_dir: Path | None, config_path: Path | No
                 rows = reader.tail(_FOLLOW_ROWS, after=after)
             if rows:
                 after = rows[-1]["seq"]
-                _print_lines(rows) if as_json else ledger_view.print_tail(rows, head=False)
+                print_lines(rows) if as_json else ledger_view.print_tail(rows, head=False)
     except KeyboardInterrupt:
         return
 
@@ -81,9 +62,9 @@ def tail(count: int, follow: bool, data_dir: Path | None, config_path: Path | No
 @ledger.command()
 @click.option("--by", default="model", show_default=True, help="Groups, separated by commas: tenant,route,day,...")
 @click.option(
-    "--since", metavar="AGE|DATE", callback=_moment, help="From then on: 24h, 7d, 2026-11-21, 2026-11-21T09:00."
+    "--since", metavar="AGE|DATE", callback=moment, help="From then on: 24h, 7d, 2026-11-21, 2026-11-21T09:00."
 )
-@click.option("--until", metavar="AGE|DATE", callback=_moment, help="Before then.")
+@click.option("--until", metavar="AGE|DATE", callback=moment, help="Before then.")
 @click.option("--tenant", help="Only this tenant.")
 @click.option("--route", help="Only this route.")
 @click.option("--model", help="Only this model, as clients name it.")
@@ -105,7 +86,7 @@ def summary(
 
     groups = [name.strip().replace("-", "_") for name in by.split(",") if name.strip()]
     where = {name: value for name, value in filters.items() if value is not None}
-    place = _Place(data_dir, config_path)
+    place = Place(data_dir, config_path)
     with place.reader() as reader:
         try:
             rows = reader.summary(groups, since=since, until=until, where=where)
@@ -113,9 +94,9 @@ def summary(
         except BadRequest as error:
             raise click.BadParameter(error.message, param_hint="--by") from error
     if not rows:
-        _say_empty(place, as_json, filtered=bool(where or since or until))
+        say_empty(place, as_json, filtered=bool(where or since or until))
     elif as_json:
-        _print_lines(rows)
+        print_lines(rows)
     else:
         ledger_view.print_summary(groups, rows, totals[0])
 
@@ -127,7 +108,7 @@ def show(request_id: str, data_dir: Path | None, config_path: Path | None, as_js
     """All about one request: stages, attempts, decisions, tokens, money. The beginning of its ID will do."""
     from trimtab.cli import ledger_view
 
-    place = _Place(data_dir, config_path)
+    place = Place(data_dir, config_path)
     with place.reader() as reader:
         row = reader.show(request_id)
         flying = reader.in_flight(request_id) if row is None else []
@@ -140,7 +121,7 @@ def show(request_id: str, data_dir: Path | None, config_path: Path | None, as_js
             f"no single request begins with {request_id!r} in {place.database}; `trimtab ledger tail` lists the latest"
         )
     if as_json:
-        _print_lines([row])
+        print_lines([row])
     else:
         ledger_view.print_request(row)
 
@@ -149,8 +130,8 @@ def show(request_id: str, data_dir: Path | None, config_path: Path | None, as_js
 @click.option("--format", "kind", type=click.Choice(["csv", "parquet", "jsonl"]), default="csv", show_default=True)
 @click.option("--output", "-o", type=click.Path(path_type=Path, dir_okay=False, allow_dash=True), default=Path("-"))
 @click.option("--attempts", is_flag=True, help="One line per upstream call in place of one per request.")
-@click.option("--since", metavar="AGE|DATE", callback=_moment, help="From then on: 24h, 7d, 2026-11-21.")
-@click.option("--until", metavar="AGE|DATE", callback=_moment, help="Before then.")
+@click.option("--since", metavar="AGE|DATE", callback=moment, help="From then on: 24h, 7d, 2026-11-21.")
+@click.option("--until", metavar="AGE|DATE", callback=moment, help="Before then.")
 @gateway_options
 def export(
     *,
@@ -164,7 +145,7 @@ def export(
 ) -> None:
     """Every row, to a file or (csv, jsonl) to standard output. Money is in nano-USD, times are unix seconds."""
     kind = "jsonl" if as_json else kind
-    place = _Place(data_dir, config_path)
+    place = Place(data_dir, config_path)
     with place.reader() as reader:
         rows = reader.export(attempts=attempts, **period)
         if kind == "parquet":
@@ -175,69 +156,6 @@ def export(
             with output.open("w", encoding="utf-8", newline="") as file:
                 count = _write_text(rows, file, kind)
     click.echo(f"{count:,} {'attempts' if attempts else 'requests'} exported", err=True)
-
-
-class _Place:
-    """Where the ledger is, and its pending rows brought in when no gateway does that."""
-
-    def __init__(self, data_dir: Path | None, config_path: Path | None) -> None:
-        self._config_path = config_path
-        self.waiting = False  # rows are there that could not be brought in; a note said so
-        self.data_dir = data_folder(data_dir, config_path)
-
-    @property
-    def database(self) -> Path:
-        """The SQLite file."""
-        from trimtab.stores.ledger_db import FILE_NAME
-
-        return self.data_dir / FILE_NAME
-
-    def reader(self) -> Reader:
-        """Open for reading, after ingesting what is pending."""
-        from trimtab.stores.ledger_db import Reader
-
-        self._ingest()
-        try:
-            return Reader(self.database)
-        except BadRequest as error:
-            raise click.ClickException(error.message) from error
-
-    def _ingest(self) -> None:
-        from trimtab import config
-        from trimtab.prices import Prices
-        from trimtab.stores.ingest import JOURNAL_FOLDER, Ingester
-
-        journal = self.data_dir / JOURNAL_FOLDER
-        if not journal.is_dir() or not any(journal.glob("*.jsonl")):
-            return
-        import sqlite3
-
-        try:
-            found = config.load(self._config_path, os.environ)
-            ingester = Ingester(self.data_dir, Prices.of_tables(found.prices, found.models))
-            ingester.run_once()
-            ingester.close()
-        except (sqlite3.Error, OSError, ConfigError) as error:
-            if not self.waiting:
-                self.waiting = True
-                click.echo(f"note: the newest rows wait in {journal} and are not shown: {error}", err=True)
-
-
-def _say_empty(place: _Place, as_json: bool, filtered: bool = False) -> None:
-    if as_json or place.waiting:
-        return
-    if filtered:
-        click.echo("No request matches. Without filters: trimtab ledger summary")
-    else:
-        click.echo(
-            f"The ledger in {place.data_dir} is empty. Start `trimtab serve`, send a request, and look again.\n"
-            "If the gateway keeps its data elsewhere, name that folder with --data-dir."
-        )
-
-
-def _print_lines(rows: list[dict[str, Any]]) -> None:
-    for row in rows:
-        click.echo(msgspec.json.encode(row))
 
 
 def _write_text(rows: Iterator[dict[str, Any]], file: Any, kind: str) -> int:

@@ -57,9 +57,9 @@ def seconds(value: float | None) -> str:
 
 def print_tail(rows: Sequence[dict[str, Any]], *, head: bool = True) -> None:
     """A line per request; `head` False goes on under an earlier table."""
-    rows = _clean(rows)
-    console = _console()
-    table = _table(show_header=head)
+    rows = clean(rows)
+    console = terminal()
+    table = plain_table(show_header=head)
     room = console.width - sum(_TAIL_WIDTHS.values()) - len(_TAIL_WIDTHS)
     for name in ("time UTC", "id", "model", "end", "in", "out", "ttft", "total", "cost"):
         justify: Literal["left", "right"] = "left" if name in ("time UTC", "id", "model", "end") else "right"
@@ -84,9 +84,9 @@ def print_tail(rows: Sequence[dict[str, Any]], *, head: bool = True) -> None:
 
 def print_summary(by: Sequence[str], rows: Sequence[dict[str, Any]], totals: dict[str, Any]) -> None:
     """A line per group and, where there are several, their total."""
-    rows = _clean(rows)
+    rows = clean(rows)
     of_requests = rows[0]["cache_hits"] is not None
-    table = _table()
+    table = plain_table()
     for name in by:
         table.add_column(name.replace("_", " "), overflow="fold", min_width=10 if name == "day" else None)
     headings = ["requests", "failed", "input", "cached", "output", "cost"]
@@ -102,14 +102,14 @@ def print_summary(by: Sequence[str], rows: Sequence[dict[str, Any]], totals: dic
     if len(rows) > 1 and of_requests:
         table.add_section()
         table.add_row(*["total" if index == 0 else "" for index in range(len(by))], *_sums(totals, True), style="bold")
-    _console().print(table)
+    terminal().print(table)
     _explain(any(row["estimated"] for row in rows), any(row["unpriced"] for row in rows), summed=True)
 
 
 def print_request(row: dict[str, Any]) -> None:
     """One request's page."""
-    row = _clean(row)
-    console = _console()
+    row = clean(row)
+    console = terminal()
     detail = row["detail"]
     console.print(Text(row["id"], style="bold"), _end(row), f"(status {row['status']})" if row["status"] else "")
     facts = [
@@ -151,7 +151,7 @@ def _print_money(console: Console, row: dict[str, Any], detail: dict[str, Any]) 
         grid.add_row("saved", usd(row["saved_nusd"], digits=9), "")
     used = detail.get("baseline_usage", {})
     console.print(grid)
-    tokens = _table()
+    tokens = plain_table()
     tokens.add_column("tokens")
     tokens.add_column("used", justify="right")
     tokens.add_column("baseline", justify="right")
@@ -189,7 +189,7 @@ def _print_decisions(console: Console, decisions: Sequence[dict[str, Any]]) -> N
     if not decisions:
         return
     _heading(console, "Decisions")
-    table = _table()
+    table = plain_table()
     for name in ("lever", "slot", "step", "reason", "score", "took"):
         table.add_column(name, justify="right" if name in ("score", "took") else "left")
     for decision in decisions:
@@ -208,7 +208,7 @@ def _print_attempts(console: Console, attempts: Sequence[dict[str, Any]]) -> Non
     if not attempts:
         return
     _heading(console, "Upstream calls")
-    table = _table()
+    table = plain_table()
     for name in ("n", "purpose", "engine", "model", "end"):
         table.add_column(name)
     for name in ("start", "first", "end", "in", "out", "cost"):
@@ -238,7 +238,8 @@ def _print_attempts(console: Console, attempts: Sequence[dict[str, Any]]) -> Non
     _explain(any(row["usage_source"] == "estimated" for row in attempts), False)
 
 
-def _table(*, show_header: bool = True) -> Table:
+def plain_table(*, show_header: bool = True) -> Table:
+    """A table without lines, one space between columns."""
     return Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold", show_header=show_header)
 
 
@@ -247,12 +248,13 @@ def _total_s(row: dict[str, Any]) -> float | None:
     return None if row["end"] == "interrupted" else row["total_s"]
 
 
-def _console() -> Console:
+def terminal() -> Console:
+    """The terminal, or a wide page where the output goes into a pipe."""
     width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else _PIPE_COLUMNS
     return Console(width=width, highlight=False, markup=False, emoji=False)
 
 
-def _clean(value: Any) -> Any:
+def clean(value: Any) -> Any:
     """Names come from clients: what could steer the operator's terminal is not printed."""
     if isinstance(value, str):
         return (
@@ -261,8 +263,8 @@ def _clean(value: Any) -> Any:
             else "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in value)
         )
     if isinstance(value, dict):
-        return {_clean(key): _clean(inner) for key, inner in value.items()}
-    return [_clean(inner) for inner in value] if isinstance(value, list | tuple) else value
+        return {clean(key): clean(inner) for key, inner in value.items()}
+    return [clean(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def _heading(console: Console, text: str) -> None:
@@ -318,7 +320,7 @@ def _explain(estimated: bool, unpriced: bool, *, summed: bool = False) -> None:
         cost = "≥ some requests are unpriced and not in the sum" if summed else "unpriced: no price is known"
         notes.append(f"{cost}; `trimtab ledger show ID` says why, [prices] in trimtab.toml sets one")
     if notes:
-        console = _console()
+        console = terminal()
         console.print()
         for note in notes:
             console.print(Text(note, style="dim"))

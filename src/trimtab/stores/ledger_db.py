@@ -3,12 +3,16 @@
 `requests` has one row per request, `attempts` one per upstream call; token columns of a request are the sums over its
 attempts. `open_intents` are calls in flight, `journal_offsets` how far each journal file was read; all four change in
 one transaction, so that nothing is lost or counted twice. Money is integer nano-USD, NULL where it is unpriced.
+`latencies` has a sketch for each hour, metric and group (`LATENCY_GROUPS`): percentiles of any window are a merge.
 """
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,13 +20,14 @@ import msgspec
 
 from trimtab.errors import BadRequest
 from trimtab.ledger import LedgerEntry
-from trimtab.types import DecisionRecord, Usage
+from trimtab.sketch import Sketch
+from trimtab.types import DecisionRecord, End, Record, Usage
 
 if TYPE_CHECKING:
     import sqlite3
 
 FILE_NAME = "ledger.sqlite"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 TOKEN_COLUMNS = tuple(f"{name}_tokens" for name in Usage.__struct_fields__)
 _TOKENS_SQL = ", ".join(f"{name} INTEGER NOT NULL" for name in TOKEN_COLUMNS)
@@ -39,6 +44,19 @@ ATTEMPT_COLUMNS = (
     "price_source", "price_reason",
 )  # fmt: skip
 
+LATENCY_GROUPS = ("tenant", "route", "model", "prompt_version", "cached")
+LATENCY_METRICS = ("ttft", "tpot", "total")  # seconds, of requests that ended ok; the first two of streams
+QUANTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99, "p99_9": 0.999}
+_QS = tuple(QUANTILES.values())
+_HOUR_S = 3600
+
+_LATENCIES = """
+CREATE TABLE latencies (
+  hour INTEGER NOT NULL, tenant TEXT NOT NULL, route TEXT NOT NULL, model TEXT NOT NULL, prompt_version TEXT NOT NULL,
+  cached INTEGER NOT NULL, metric TEXT NOT NULL, sketch BLOB NOT NULL,
+  PRIMARY KEY (hour, tenant, route, model, prompt_version, cached, metric)
+) WITHOUT ROWID;
+"""
 _SCHEMA = f"""
 CREATE TABLE requests (
   id TEXT NOT NULL UNIQUE, at REAL NOT NULL, day TEXT NOT NULL, tenant TEXT NOT NULL, route TEXT NOT NULL,
@@ -66,7 +84,7 @@ CREATE TABLE open_intents (
 CREATE TABLE journal_offsets (
   file TEXT PRIMARY KEY, bytes INTEGER NOT NULL, bad_lines INTEGER NOT NULL
 ) WITHOUT ROWID;
-"""
+{_LATENCIES}"""
 
 
 class _Detail(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -96,6 +114,8 @@ def open_writer(path: Path) -> sqlite3.Connection:
         version = connection.execute("PRAGMA user_version").fetchone()[0]
         if version == 0:
             connection.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
+        elif version == 1:  # its rows are not in the sketches: percentiles begin with the upgrade
+            connection.executescript(f"BEGIN IMMEDIATE; {_LATENCIES} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
         elif version != SCHEMA_VERSION:
             raise BadRequest(
                 f"{path} has ledger version {version}, this Trimtab writes {SCHEMA_VERSION}; upgrade Trimtab"
@@ -171,7 +191,39 @@ def insert_entries(connection: sqlite3.Connection, entries: Sequence[LedgerEntry
     connection.executemany(
         _insert("attempts", ATTEMPT_COLUMNS), [row for entry in chosen.values() for row in attempt_rows(entry)]
     )
+    _add_latencies(connection, [entry.record for entry in chosen.values()])
     return len(chosen)
+
+
+def _add_latencies(connection: sqlite3.Connection, records: Iterable[Record]) -> None:
+    """Merge the records' latencies into their hours' sketches."""
+    fresh: dict[tuple[object, ...], Sketch] = {}
+    for r in records:
+        if r.end != End.OK:
+            continue
+        s = r.scope
+        group = (int(r.at // _HOUR_S), s.tenant, s.route, r.model, s.prompt_version, int(r.cache == "hit"))
+        for metric, value in zip(LATENCY_METRICS, (r.ttft_s, _tpot_s(r), r.total_s), strict=True):
+            if value is not None:
+                fresh.setdefault((*group, metric), Sketch()).add(value)
+    where = " AND ".join(f"{name} = ?" for name in ("hour", *LATENCY_GROUPS, "metric"))
+    rows = []
+    for key, sketch in fresh.items():
+        stored = connection.execute(f"SELECT sketch FROM latencies WHERE {where}", key).fetchone()
+        if stored is not None:
+            sketch.merge(Sketch.decode(stored[0]))
+        rows.append((*key, sketch.encode()))
+    connection.executemany("INSERT OR REPLACE INTO latencies VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
+
+
+def _tpot_s(record: Record) -> float | None:
+    """Seconds per output token after the first, of a stream that a model made."""
+    if not record.stream or not record.attempts:
+        return None
+    last = record.attempts[-1]
+    if last.first_token_s is None or last.usage.output_total < 2:
+        return None
+    return (last.end_s - last.first_token_s) / (last.usage.output_total - 1)
 
 
 def _insert(table: str, columns: Iterable[str]) -> str:
@@ -201,6 +253,8 @@ ATTEMPT_GROUPS = {
     "upstream_model": "a.model",
     "attempt_end": "a.end",
 }
+_PART_ROWS = 100_000  # below as many a second connection costs more than it brings
+_MOST_PARTS = 8
 FILTERS = ("tenant", "route", "model", "workflow", "session", "user", "prompt_version", "end", "cache")
 
 
@@ -213,12 +267,14 @@ class Reader:
     def __init__(self, path: Path) -> None:
         import sqlite3
 
+        self._path = path
         self._connection: sqlite3.Connection | None = None
+        self._version = 0
         if path.exists():
             self._connection = sqlite3.connect(
                 f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=5.0, check_same_thread=False
             )
-            version = self._connection.execute("PRAGMA user_version").fetchone()[0]
+            version = self._version = self._connection.execute("PRAGMA user_version").fetchone()[0]
             if version > SCHEMA_VERSION:
                 self._connection.close()
                 raise BadRequest(f"{path} has ledger version {version}, newer than this Trimtab; upgrade Trimtab")
@@ -289,11 +345,54 @@ class Reader:
         condition, values = _condition(since, until, where or {})
         select = [f"{column} AS {name}" for column, name in keys] + (_ATTEMPT_SUMS if split else _REQUEST_SUMS)
         source = "attempts a JOIN requests r ON r.id = a.request_id" if split else "requests r"
-        group = (
-            f"GROUP BY {', '.join(column for column, _ in keys)} ORDER BY cost_nusd DESC, requests DESC" if keys else ""
-        )
-        rows = self._all(f"SELECT {', '.join(select)} FROM {source} WHERE {condition} {group}", values)
-        return [row for row in rows if row["requests"]]
+        group = f"GROUP BY {', '.join(column for column, _ in keys)}" if keys else ""
+        sql = f"SELECT {', '.join(select)} FROM {source} WHERE {condition} AND r.rowid > ? AND r.rowid <= ? {group}"
+        totals: dict[tuple[object, ...], dict[str, Any]] = {}
+        for row in self._in_parts(sql, values):
+            key = tuple(row[name] for name in by)
+            totals[key] = row if key not in totals else _added(totals[key], row, len(by))
+        rows = [_with_means(row) for row in totals.values() if row["requests"]]
+        return sorted(rows, key=lambda row: (row["cost_nusd"] is None, -(row["cost_nusd"] or 0), -row["requests"]))
+
+    def latency(
+        self,
+        by: Sequence[str] = (),
+        *,
+        since: float | None = None,
+        until: float | None = None,
+        where: Mapping[str, str] | None = None,
+    ) -> list[dict[str, Any]]:
+        """Percentiles over the whole hours that touch [since, until) (unix seconds), the busiest group first.
+
+        Each row has the groups' names, `metric`, `count` and `QUANTILES` in seconds, within `sketch.RELATIVE_ERROR`.
+        """
+        for name in (*by, *(where or {})):
+            if name not in LATENCY_GROUPS:
+                raise BadRequest(
+                    f"latencies are not kept by {name!r}; choose from {', '.join(LATENCY_GROUPS)}", param="by"
+                )
+        if self._version < 2:
+            return []
+        parts, values = ["1"], list[object]()
+        if since is not None:
+            parts.append("hour >= ?")
+            values.append(int(since // _HOUR_S))
+        if until is not None:
+            parts.append("hour * 3600 < ?")
+            values.append(until)
+        for name, value in (where or {}).items():
+            parts.append(f"{name} = ?")
+            values.append(value)
+        merged: dict[tuple[object, ...], Sketch] = {}
+        columns = ", ".join((*by, "metric", "sketch"))
+        for row in self._all(f"SELECT {columns} FROM latencies WHERE {' AND '.join(parts)}", values):
+            *key, data = row.values()
+            merged.setdefault(tuple(key), Sketch()).merge(Sketch.decode(data))
+        rows = [
+            dict(zip((*by, "metric", "count", *QUANTILES), (*key, found.count, *found.quantiles(_QS)), strict=True))
+            for key, found in merged.items()
+        ]
+        return sorted(rows, key=lambda row: (-row["count"], LATENCY_METRICS.index(row["metric"])))
 
     def export(
         self, *, attempts: bool = False, since: float | None = None, until: float | None = None
@@ -313,6 +412,24 @@ class Reader:
         for row in cursor:
             yield dict(zip(names, row, strict=True))
 
+    def _in_parts(self, sql: str, values: Sequence[object]) -> list[dict[str, Any]]:
+        """A query over ranges of row numbers (its last two values), large ledgers on several processors at once."""
+        if self._connection is None:
+            return []
+        last = self._connection.execute("SELECT MAX(rowid) FROM requests").fetchone()[0] or 0
+        parts = min(os.cpu_count() or 1, _MOST_PARTS, last // _PART_ROWS + 1)
+        bounds = [last * n // parts for n in range(parts + 1)]
+        ranges = list(pairwise(bounds))
+        if len(ranges) == 1:
+            return self._all(sql, [*values, *ranges[0]])
+
+        def one(part: tuple[int, int]) -> list[dict[str, Any]]:
+            with Reader(self._path) as reader:
+                return reader._all(sql, [*values, *part])
+
+        with ThreadPoolExecutor(parts) as pool:  # SQLite lets the GIL go while it works
+            return [row for rows in pool.map(one, ranges) for row in rows]
+
     def _all(self, sql: str, values: Sequence[object] = ()) -> list[dict[str, Any]]:
         if self._connection is None:
             return []
@@ -329,6 +446,27 @@ def _sums(table: str) -> list[str]:
     ]
 
 
+def _mean_of(name: str, value: str) -> list[str]:
+    """Sum and count, which parts of a ledger can add up; `_with_means` divides them."""
+    return [f"SUM({value}) AS {name}_sum", f"COUNT({value}) AS {name}_count"]
+
+
+def _with_means(row: dict[str, Any]) -> dict[str, Any]:
+    for name in ("ttft", "total"):
+        count, total = row.pop(f"{name}_count"), row.pop(f"{name}_sum")
+        row[f"mean_{name}_s"] = total / count if count else None
+    return row
+
+
+def _added(a: dict[str, Any], b: dict[str, Any], keys: int) -> dict[str, Any]:
+    """Two partial totals of one group, whose first `keys` columns name it; None (nothing known) adds nothing."""
+    sums = {
+        name: b[name] if value is None else value if b[name] is None else value + b[name]
+        for name, value in list(a.items())[keys:]
+    }
+    return a | sums
+
+
 # Saved money counts only requests where both figures are known; the baseline beside it is over the same requests.
 _REQUEST_SUMS = [
     "COUNT(*) AS requests",
@@ -338,8 +476,8 @@ _REQUEST_SUMS = [
     *_sums("r"),
     "SUM(CASE WHEN r.cost_nusd IS NOT NULL THEN r.baseline_nusd END) AS baseline_nusd",
     "SUM(r.baseline_nusd - r.cost_nusd) AS saved_nusd",
-    "AVG(CASE WHEN r.end = 'ok' THEN r.ttft_s END) AS mean_ttft_s",
-    "AVG(CASE WHEN r.end = 'ok' THEN r.total_s END) AS mean_total_s",
+    *_mean_of("ttft", "CASE WHEN r.end = 'ok' THEN r.ttft_s END"),
+    *_mean_of("total", "CASE WHEN r.end = 'ok' THEN r.total_s END"),
 ]
 _ATTEMPT_SUMS = [
     "COUNT(DISTINCT a.request_id) AS requests",
@@ -349,8 +487,8 @@ _ATTEMPT_SUMS = [
     *_sums("a"),
     "NULL AS baseline_nusd",
     "NULL AS saved_nusd",
-    "AVG(CASE WHEN a.end = 'ok' THEN a.first_token_s - a.start_s END) AS mean_ttft_s",
-    "AVG(CASE WHEN a.end = 'ok' THEN a.end_s - a.start_s END) AS mean_total_s",
+    *_mean_of("ttft", "CASE WHEN a.end = 'ok' THEN a.first_token_s - a.start_s END"),
+    *_mean_of("total", "CASE WHEN a.end = 'ok' THEN a.end_s - a.start_s END"),
 ]
 
 
