@@ -4,7 +4,7 @@ PY ?= $(shell tools/pick-python)
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test check lock bench-overhead clean
+.PHONY: help demo test check lock bench-overhead bench-replay clean
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
 
@@ -37,6 +37,9 @@ lock: ## refresh the locks (needs uv); they hold hashes and name no host
 
 bench-overhead: $(VENV)/.dev ## CPU per request beside nginx, LiteLLM and others, in one run (about ten minutes)
 	@$(BIN)/python bench/overhead.py
+
+bench-replay: $(VENV)/.dev ## is `trimtab replay` right, and how much load can it make (a minute and a half)
+	@$(BIN)/python bench/replay.py
 
 clean: ## remove the environment and caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis dist
