@@ -88,8 +88,8 @@ class Flight:
     """What has happened so far to one request: the only mutable thing about it."""
 
     __slots__ = (
-        "attempts", "cache", "chunks", "decisions", "end", "error", "make_reply", "request", "response_bytes", "served",
-        "stages", "started", "status", "stored", "ttft_s", "wants_reply",
+        "app_stages", "attempts", "cache", "chunks", "decisions", "end", "error", "make_reply", "request",
+        "response_bytes", "served", "stages", "started", "status", "stored", "ttft_s", "wants_reply",
     )  # fmt: skip
 
     def __init__(self, request: Request) -> None:
@@ -97,6 +97,7 @@ class Flight:
         self.decisions: list[Decision] = []
         self.attempts: list[AttemptRecord] = []
         self.stages: dict[str, float] = {}
+        self.app_stages: dict[str, float] = {}
         self.status = 0
         self.end = End.OK
         self.error = ""

@@ -221,6 +221,7 @@ class Pipeline:
             error=flight.error,
             cache=flight.cache or _cache_word(flight),
             stages=stages,
+            app_stages=flight.app_stages,
             decisions=tuple([_decision_record(d, stages[d.lever]) for d in flight.decisions]),
             attempts=tuple(attempts),
             baseline_usage=baseline,

@@ -304,6 +304,7 @@ class Record(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, tag="row
     error: str = ""
     cache: str = ""  # "", "hit", "miss", "off", "refresh": what the response header said
     stages: dict[str, float] = {}
+    app_stages: dict[str, float] = {}  # the application's own, before the request came
     decisions: tuple[DecisionRecord, ...] = ()
     attempts: tuple[AttemptRecord, ...] = ()
     baseline_usage: Usage = NO_USAGE  # tokens the request would have had without the levers

@@ -72,11 +72,13 @@ def test_metrics_are_prometheus_text(gateway: Gateway, upstream: Upstream) -> No
 @SAME_PAIRS
 @pytest.mark.parametrize("stream", [False, True], ids=["buffered", "streamed"])
 def test_one_request_in_full(gateway: Gateway, upstream: Upstream, pair: Pair, stream: bool) -> None:
-    got = send(gateway, pair, pair.body(upstream.prompt(), stream=stream))
+    stages = {"x-trimtab-stages": "retrieval;dur=120.5, rerank;dur=40"}
+    got = send(gateway, pair, pair.body(upstream.prompt(), stream=stream), stages)
     key = {"authorization": "Bearer sk-client"}
     status, body = gateway.get(f"/v1/trimtab/requests/{got.request_id}", key)
     assert status == 200
     detail = json.loads(body)
+    assert detail["detail"]["app_stages"] == {"retrieval": 0.1205, "rerank": 0.04}
     text = json.dumps(detail)
     assert detail["id"] == got.request_id
     assert detail["cost_nusd"] == 110_000

@@ -162,6 +162,19 @@ def test_show(filled):
     assert (shown["cost_nusd"], len(shown["attempts"])) == (1_270_000, 2)
 
 
+def test_show_names_the_longest_stage_and_whose_it_is(data_dir):
+    journal = FileJournal(data_dir / "journal", "w0")
+    stages = {"parse": 0.001, "model_ttft": 0.3, "model_stream": 0.2}
+    journal.row(paid("tt-st1", total_s=0.501, stages=stages, app_stages={"retrieval": 1.2, "rerank": 0.1}))
+    journal.row(paid("tt-st2", total_s=0.501, stages=stages))
+    journal.close()
+    text = run("show", "tt-st1")
+    assert "before it 1.30 s in the application" in text
+    assert text.index("retrieval") < text.index("parse")
+    assert "Most of it: retrieval, the application's, 67% of 1.80 s" in text
+    assert "Most of it: model ttft, the model's, 60% of 501 ms" in run("show", "tt-st2")
+
+
 def test_show_explains_what_is_unpriced_estimated_or_free(filled):
     assert "does not know" in " ".join(run("show", "tt-bb03").split())
     assert "estimated" in run("show", "tt-cc05")

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+_MODEL_STAGES = ("model_ttft", "model_stream", "earlier_attempts")
 _PIPE_COLUMNS = 160  # where there is no terminal, nothing should be cut
 _BAR_CHARS = 40
 _TOKEN_CLASSES = (
@@ -128,7 +129,7 @@ def print_request(row: dict[str, Any]) -> None:
             grid.add_row(Text(name.replace("_", " "), style="dim"), Text(str(value)))
     console.print(grid)
     _print_money(console, row, detail)
-    _print_time(console, row, detail.get("stages", {}))
+    _print_time(console, row, detail)
     _print_decisions(console, detail.get("decisions", ()))
     _print_attempts(console, row["attempts"])
 
@@ -163,26 +164,39 @@ def _print_money(console: Console, row: dict[str, Any], detail: dict[str, Any]) 
         console.print(tokens)
 
 
-def _print_time(console: Console, row: dict[str, Any], stages: dict[str, float]) -> None:
+def _print_time(console: Console, row: dict[str, Any], detail: dict[str, Any]) -> None:
     if _total_s(row) is None:
         return
-    _heading(console, f"Time: {seconds(row['total_s'])} in all, first token after {seconds(row['ttft_s'])}")
+    before, stages = detail.get("app_stages", {}), detail.get("stages", {})
+    asked_s = sum(before.values())
+    head = f"Time: {seconds(row['total_s'])} in all, first token after {seconds(row['ttft_s'])}"
+    _heading(console, head + (f"; before it {seconds(asked_s)} in the application" if before else ""))
     grid = Table.grid(padding=(0, 2))
     grid.add_column()
     grid.add_column(justify="right")
     grid.add_column(no_wrap=True)
-    span_s = max(row["total_s"], sum(stages.values()), 1e-9)
+    span_s = max(asked_s + max(row["total_s"], sum(stages.values())), 1e-9)
     begun_s = 0.0
-    for name, took_s in stages.items():
+    for name, took_s, colour in _waterfall(before, stages):
         start = round(begun_s / span_s * _BAR_CHARS)
         width = round((begun_s + took_s) / span_s * _BAR_CHARS) - start
         bar = " " * min(start, _BAR_CHARS - 1) + ("█" * width or "▏")
-        grid.add_row(name.replace("_", " "), seconds(took_s), Text(bar, style="cyan"))
+        grid.add_row(name.replace("_", " "), seconds(took_s), Text(bar, style=colour))
         begun_s += took_s
-    rest_s = row["total_s"] - begun_s
+    rest_s = asked_s + row["total_s"] - begun_s
     if stages and rest_s > 0:
         grid.add_row(Text("not in a stage", style="dim"), Text(seconds(rest_s), style="dim"), "")
     console.print(grid)
+    if stages or before:
+        name, took_s, _ = max(_waterfall(before, stages), key=lambda stage: stage[1])
+        whose = "the application's" if name in before else "the model's" if name in _MODEL_STAGES else "the gateway's"
+        said = f"Most of it: {name.replace('_', ' ')}, {whose}, {took_s / span_s:.0%} of {seconds(span_s)}"
+        console.print(Text(said, style="bold"))
+
+
+def _waterfall(before: dict[str, float], stages: dict[str, float]) -> list[tuple[str, float, str]]:
+    """Stages in the order in which they ran: name, seconds, colour."""
+    return [(name, s, "magenta") for name, s in before.items()] + [(name, s, "cyan") for name, s in stages.items()]
 
 
 def _print_decisions(console: Console, decisions: Sequence[dict[str, Any]]) -> None:

@@ -91,6 +91,7 @@ class _Detail(msgspec.Struct, frozen=True, omit_defaults=True):
     """What `requests.detail` holds as JSON: parts that are shown but not grouped by."""
 
     stages: dict[str, float] = {}
+    app_stages: dict[str, float] = {}
     decisions: tuple[DecisionRecord, ...] = ()
     baseline_model: str = ""
     baseline_provider: str = ""
@@ -132,7 +133,15 @@ def request_row(entry: LedgerEntry) -> tuple[Any, ...]:
     s = r.scope
     u = entry.usage
     detail = _encode_detail(
-        _Detail(r.stages, r.decisions, r.baseline_model, r.baseline_provider, r.baseline_usage, entry.price_reason)
+        _Detail(
+            r.stages,
+            r.app_stages,
+            r.decisions,
+            r.baseline_model,
+            r.baseline_provider,
+            r.baseline_usage,
+            entry.price_reason,
+        )
     ).decode()
     return (
         r.id, r.at, _day(r.at), s.tenant, s.route, s.user, s.permission, s.session, s.workflow, s.prompt_version,

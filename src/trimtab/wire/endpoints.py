@@ -88,6 +88,7 @@ async def _chat(gateway: Gateway, exchange: Exchange, dialect: Dialect) -> None:
             head.variant,
         )
     )
+    flight.app_stages = head.app_stages
     flight.stages = {"auth": authorised - start, "read": read - authorised, "parse": mono() - read}
     await gateway.pipeline.run(flight, plan, gateway.levers, exchange)
 
@@ -164,6 +165,7 @@ async def _relay(gateway: Gateway, exchange: Exchange) -> None:
     flight = Flight(
         Request(gateway.ids.next(), dialect, path, where, model, {}, False, False, len(body), at, start, secret)
     )
+    flight.app_stages = head.app_stages
     headers = list(head.forward)
     if head.content_type:
         headers.append((b"content-type", head.content_type))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from itertools import count
 
@@ -10,6 +11,10 @@ from trimtab.errors import BadRequest
 from trimtab.types import Scope
 
 _OURS = b"x-trimtab-"
+_STAGES = b"x-trimtab-stages"
+_STAGE = re.compile(r"([A-Za-z][A-Za-z0-9_.-]{0,39})\s*;\s*dur\s*=\s*(\d+(?:\.\d+)?)")
+_MOST_STAGES = 20
+_LONGEST_STAGE_MS = 86_400_000.0
 _SCOPE_FIELDS = (
     "route", "user", "permission", "session", "workflow", "prompt_version", "corpus_version", "policy_version", "cache",
 )  # fmt: skip
@@ -43,11 +48,12 @@ class Ids:
 class Head:
     """A request's headers, sorted into those for upstream, the client's secret and our own."""
 
-    __slots__ = ("content_length", "content_type", "forward", "ours", "secret", "variant")
+    __slots__ = ("app_stages", "content_length", "content_type", "forward", "ours", "secret", "variant")
 
     def __init__(self, headers: list[tuple[bytes, bytes]]) -> None:
         self.forward: list[tuple[bytes, bytes]] = []
         self.ours: dict[str, str] = {}
+        self.app_stages: dict[str, float] = {}
         self.secret = ""
         self.content_length = 0
         self.content_type = b""
@@ -66,10 +72,13 @@ class Head:
                 self.secret = value.strip().decode("latin-1")
             elif name.startswith(_OURS):
                 field = _OUR_HEADERS.get(name)
+                if name == _STAGES:
+                    self.app_stages = stages_in(value.decode("latin-1"))
+                    continue
                 if field is None:
                     raise BadRequest(
                         f"the header {name.decode('latin-1')} is none of ours; known: "
-                        + ", ".join(sorted(h.decode() for h in _OUR_HEADERS)),
+                        + ", ".join(sorted(h.decode() for h in (*_OUR_HEADERS, _STAGES))),
                         param=name.decode("latin-1"),
                     )
                 self.ours[field] = value.decode("latin-1")
@@ -77,6 +86,21 @@ class Head:
                 self.forward.append(header)
                 if name.startswith(_VARIANT):
                     self.variant += b"%b:%b\n" % header
+
+
+def stages_in(text: str) -> dict[str, float]:
+    """The application's stages in seconds, written as Server-Timing writes them. Raises BadRequest."""
+    found: dict[str, float] = {}
+    for part in text.split(","):
+        match = _STAGE.fullmatch(part.strip())
+        if match is None or len(found) >= _MOST_STAGES or float(match[2]) > _LONGEST_STAGE_MS:
+            raise BadRequest(
+                f"write stages as 'retrieval;dur=120.5, rerank;dur=40', milliseconds, at most {_MOST_STAGES}; "
+                f"{part.strip()[:60]!r} is none",
+                param=_STAGES.decode(),
+            )
+        found[match[1]] = found.get(match[1], 0.0) + float(match[2]) / 1000
+    return found
 
 
 def scope_of(tenant: str, said: Mapping[str, str]) -> Scope:
