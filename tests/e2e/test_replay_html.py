@@ -34,9 +34,10 @@ def chromium() -> str:
     """The browser; as root on Debian it is installed when it is missing."""
     found = shutil.which("chromium")
     if found is None and os.geteuid() == 0 and shutil.which("apt-get"):
-        apt = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", "chromium"]
-        subprocess.run(["apt-get", "update", "-qq"], check=False, capture_output=True, timeout=300)
-        subprocess.run(apt, check=True, capture_output=True, timeout=600)
+        apt = ["apt-get", "install", "-y", "-qq", "chromium"]
+        quiet = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+        subprocess.run(["apt-get", "update", "-qq"], check=False, capture_output=True, timeout=300, env=quiet)
+        subprocess.run(apt, check=True, capture_output=True, timeout=600, env=quiet)
         found = shutil.which("chromium")
     if found is None:
         assert not os.environ.get("CI"), "CI has to test this: install chromium"

@@ -97,6 +97,7 @@ async def read_all(reader) -> bytes:
         (b"POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n2\r\nab\r\n1\r\nc\r\n0\r\n\r\n", rb"POST / \? 3$"),
         (b"HEAD /a HTTP/1.1\r\n\r\n", rb"content-length: 11\r\n\r\n$"),
         (b"GET / HTTP/1.0\r\n\r\n", rb"connection: close\r\n.*GET / \? 0<closed>$"),
+        (b"GET / HTTP/1.0\r\nconnection: keep-alive\r\n\r\n", rb"connection: close\r\n.*GET / \? 0<closed>$"),
         (b"GET / HTTP/1.1\r\nconnection: close\r\n\r\n", rb"connection: close\r\n.*GET / \? 0<closed>$"),
         (b"GET /stream HTTP/1.1\r\n\r\n", rb"chunked\r\n\r\n3\r\none\r\n3\r\ntwo\r\n5\r\nthree\r\n0\r\n\r\n$"),
         (b"GET /stream HTTP/1.0\r\n\r\n", rb"text/plain\r\n\r\nonetwothree<closed>$"),

@@ -60,7 +60,12 @@ def replay() -> None:
 @click.option("--speed", type=click.FloatRange(0, min_open=True), default=1.0, show_default=True, help="Time factor.")
 @click.option("--limit", type=click.IntRange(1), help="At most so many requests.")
 @click.option("--duration", "duration_s", type=click.FloatRange(0, min_open=True), help="Only the first so many s.")
-@click.option("--sessions-per-s", type=click.FloatRange(0, min_open=True), default=1.0, help="Of a sessions trace.")
+@click.option(
+    "--sessions-per-s",
+    type=click.FloatRange(0, min_open=True),
+    default=1.0,
+    help="Starts a second, of a sessions trace.  [default: 1]",
+)
 @click.option("--seed", default=0, show_default=True, help="Fixes prompts, jitter and intervals.")
 @click.option("--concurrency-cap", default=0, help="Requests in flight at most; a wait for a place counts.")
 @click.option("--timeout", "timeout_s", default=120.0, show_default=True, help="Seconds for one request.")

@@ -54,8 +54,9 @@ class Exchange:
     def __init__(self, connection: _Connection, url: bytes, headers: list[Header]) -> None:
         parser = connection.parser
         self.method: str = parser.get_method().decode("latin-1")
-        self._keep_alive: bool = parser.should_keep_alive()
         self._modern = parser.get_http_version() == "1.1"
+        # To keep an HTTP/1.0 connection open we would have to say so; its clients wait for the close otherwise.
+        self._keep_alive: bool = self._modern and parser.should_keep_alive()
         if not url.startswith(b"/"):
             url = _origin_form(url)
         self.target = url
