@@ -105,7 +105,7 @@ async def read_all(reader) -> bytes:
         (b"GET /empty HTTP/1.1\r\n\r\n", rb"^HTTP/1.1 204 No Content\r\n\r\n$"),
         (b"GET /silent HTTP/1.1\r\n\r\n", rb"^<closed>$"),
         (b"POST / HTTP/1.1\r\ncontent-length: 1001\r\n\r\n" + b"x" * 1001, rb"413 .*too large$"),
-        (b"nonsense\r\n\r\n", rb'^HTTP/1.1 400 Bad Request\r\n.*"error".*<closed>$'),
+        (b"nonsense\r\n\r\n", rb'^HTTP/1.1 400 Bad Request\r\n.*"malformed_http".*<closed>$'),
         (b"POST / HTTP/1.1\r\ncontent-length: x\r\n\r\n", rb"^HTTP/1.1 400 .*<closed>$"),
         (b"POST / HTTP/1.1\r\ncontent-length: 2\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n", rb"^HTTP/1.1 400 "),
         (b"GET /a HTTP/1.1\r\n" + H2C + b"\r\n", rb"^HTTP/1.1 200 .*GET /a \? 0$"),

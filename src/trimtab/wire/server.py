@@ -316,7 +316,8 @@ class _Connection(asyncio.Protocol):
         """What came is no request: its boundaries are lost, so nothing more can be read from this client."""
         self.retiring = True
         if self.current is None and not self._next:
-            body = CODECS[Dialect.OPENAI].error(status, "bad_request", message, "", "")
+            code = "malformed_http" if status == 400 else "headers_too_large"
+            body = CODECS[Dialect.OPENAI].error(status, code, message, "", "")
             head = b"connection: close\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body)
             self.write(_STATUS_LINE[status] + head + body)
             self.transport.close()
