@@ -227,9 +227,11 @@ def _cold_starts(bench: Bench, results: dict[str, Result]) -> None:
         samples = []
         for _ in range(runs):
             stack = STACKS[name](bench.ports, bench.work / "cold")
-            with contextlib.suppress(Unavailable):
-                samples.append(round(stack.start(bench.rig.gateway_core), 3))
-            stack.stop()
+            try:
+                with contextlib.suppress(Unavailable):
+                    samples.append(round(stack.start(bench.rig.gateway_core), 3))
+            finally:
+                stack.stop()
         result.cold_starts_s = samples or result.cold_starts_s
         bench.say(f"{result.title}: cold start {samples} s")
 
