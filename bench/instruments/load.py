@@ -63,7 +63,7 @@ class Load:
         ]
         request = "\r\n".join(lines).encode() + b"\r\n\r\n" + body
         self.head, self.counted, self.rest = request.partition(_COUNTER)
-        self.counter = int(time.time() % 1_000_000) * 100_000
+        self.counter = int(time.time() * 1000) % 10_000_000 * 100_000  # no two runs share one, however close they start
         self.port: int = args.port
         self.keep_ttft: bool = args.keep_ttft
         self.end_ns = 0
