@@ -21,7 +21,7 @@ from pathlib import Path
 
 from trimtab.ledger import settle
 from trimtab.prices import Prices
-from trimtab.sketch import RELATIVE_ERROR
+from trimtab.sketch import QUANTILES, RELATIVE_ERROR
 from trimtab.stores import ledger_db
 from trimtab.types import AttemptRecord, Record, Scope, Usage
 
@@ -95,9 +95,7 @@ def main() -> int:
         answers = {name: ask(folder, arguments) for name, arguments in QUESTIONS.items()}
         size = sum(path.stat().st_size for path in folder.glob(f"{ledger_db.FILE_NAME}*"))
         found = next(row for row in map(json.loads, answers["latency"][1].splitlines()) if row["metric"] == "ttft")
-    errors = {
-        name: abs(found[name] / times[math.floor(q * (len(times) - 1))] - 1) for name, q in ledger_db.QUANTILES.items()
-    }
+    errors = {name: abs(found[name] / times[math.floor(q * (len(times) - 1))] - 1) for name, q in QUANTILES.items()}
     took = {name: round(seconds, 3) for name, (seconds, _) in answers.items()}
     result = {
         "rows": options.rows,

@@ -140,8 +140,7 @@ class Dispatcher:
             return await self._buffered(flight, call)
 
     async def _buffered(self, flight: Flight, call: Call) -> Finish:
-        request, reply, dialect = flight.request, call.reply, call.engine.dialect
-        assert reply is not None
+        request, reply, dialect = flight.request, call.open_reply, call.engine.dialect
         body = await reply.read(self._max_response_bytes)
         call.first_s = self.clock.mono() - request.start
         if "json" not in reply.content_type:
@@ -278,8 +277,7 @@ def _reply(call: Call, body: bytes, request: Request) -> Reply:
 
 async def _status_error(call: Call, request: Request) -> UpstreamError:
     """The upstream's HTTP error as ours, its body in the client's dialect."""
-    reply, dialect = call.reply, call.engine.dialect
-    assert reply is not None
+    reply, dialect = call.open_reply, call.engine.dialect
     body = await reply.read(_ERROR_BODY_BYTES)
     name = f"{call.engine.name} ({call.attempt.target.upstream_model})"
     if reply.status in (401, 403) and call.engine.holds_secret:

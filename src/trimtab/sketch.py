@@ -13,6 +13,7 @@ from typing import Final
 import msgspec
 
 RELATIVE_ERROR: Final = 0.01
+QUANTILES: Final = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99, "p99_9": 0.999}  # those that are shown
 _GAMMA: Final = (1 + RELATIVE_ERROR) / (1 - RELATIVE_ERROR)
 _LOG_GAMMA: Final = math.log(_GAMMA)
 _SMALLEST: Final = 1e-9  # what is smaller counts as this

@@ -17,7 +17,7 @@ from trimtab.cli import main
 from trimtab.errors import BadRequest
 from trimtab.ledger import settle
 from trimtab.prices import Prices
-from trimtab.sketch import RELATIVE_ERROR, Sketch
+from trimtab.sketch import QUANTILES, RELATIVE_ERROR, Sketch
 from trimtab.stores import ledger_db
 from trimtab.types import AttemptRecord, Scope, Usage
 
@@ -90,7 +90,7 @@ def test_batches_workers_and_hours_add_up(database):
     with ledger_db.Reader(database) as reader:
         found = {row["metric"]: row for row in reader.latency()}
         assert found["ttft"]["count"] == found["tpot"]["count"] == found["total"]["count"] == 900
-        for name, q in ledger_db.QUANTILES.items():
+        for name, q in QUANTILES.items():
             assert found["ttft"][name] == near(sorted(values)[math.floor(q * 899)])
         one_hour = reader.latency(since=HOUR + 3600, until=HOUR + 7200)
         assert {row["count"] for row in one_hour} == {300}

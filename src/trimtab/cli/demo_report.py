@@ -10,11 +10,11 @@ from rich.console import Console
 from rich.table import Table
 
 from trimtab.cli.ledger_view import seconds, usd
+from trimtab.measure.contention import NOISY
 from trimtab.measure.demo import Phase
 
 _SAME = 0.05  # relative differences below this are not called a change
 _WIDEST = 100
-_NOISY = 0.1  # other programs' part of the processors above which a run is not to be trusted
 
 Number = float | int | None
 
@@ -159,7 +159,7 @@ def _print_errors(console: Console, found: Comparison) -> None:
 
 def _print_contention(console: Console, found: Comparison) -> None:
     for name, phase in (("off", found.levers_off), ("on", found.levers_on)):
-        if phase is not None and phase.others_cpu is not None and phase.others_cpu > _NOISY:
+        if phase is not None and phase.others_cpu is not None and phase.others_cpu > NOISY:
             console.print(
                 f"[yellow]Levers {name}: other programs took {phase.others_cpu:.0%} of the processors meanwhile. "
                 "Do not trust the times; run it again on a quiet machine.[/yellow]"

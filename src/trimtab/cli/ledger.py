@@ -90,7 +90,7 @@ def summary(
     with place.reader() as reader:
         try:
             rows = reader.summary(groups, since=since, until=until, where=where)
-            totals = reader.summary((), since=since, until=until, where=where)
+            totals = [] if as_json else reader.summary((), since=since, until=until, where=where)
         except BadRequest as error:
             raise click.BadParameter(error.message, param_hint="--by") from error
     if not rows:

@@ -8,24 +8,11 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from trimtab.measure.report import Report, worst_lag_s
+from trimtab.measure.report import TITLES, Report, disturbance, worst_lag_s
 from trimtab.measure.stats import Difference, Summary
 
 _WIDEST = 100
-_NOISY = 0.1  # other programs' part of the processors above which a run is not to be trusted
 _LATE_S = 0.02  # a generator whose p99 is later than this measured itself
-
-# metric -> how a newcomer calls it
-_NAMES = {
-    "time_to_first_token": "Time to first token",
-    "inter_token_latency": "Between tokens (mean)",
-    "inter_chunk_latency": "Between pieces",
-    "time_per_output_token": "Time per output token",
-    "request_latency": "End to end",
-    "queueing": "Sent late by",
-    "input_sequence_length": "Input tokens",
-    "output_sequence_length": "Output tokens",
-}
 
 
 def show(report: Report) -> None:
@@ -39,7 +26,7 @@ def show(report: Report) -> None:
         table.add_column(column, justify="right")
     for name, found in report.metrics.items():
         shown = [found.p50, found.p90, found.p95, found.p99, found.p99_9, found.avg]
-        table.add_row(_NAMES[name], *[_value(value, found.unit) for value in shown])
+        table.add_row(TITLES[name], *[_value(value, found.unit) for value in shown])
     console.print(table)
     console.print(_plain([("Requests", _requests(report)), *_figures(report)]))
     for title, count in report.errors.items():
@@ -67,7 +54,7 @@ def show_differences(a: Report, b: Report, found: list[Difference]) -> None:
         interval = f"{_value(one.low, one.unit)} to {_value(one.high, one.unit)}"
         verdict = ("[red]more[/]" if one.difference > 0 else "[green]less[/]") if one.real else "[dim]no difference[/]"
         table.add_row(
-            _NAMES[one.metric] if one.metric != last else "",
+            TITLES[one.metric] if one.metric != last else "",
             "mean" if one.statistic == "avg" else one.statistic,
             *[_value(value, one.unit) for value in (one.a, one.b, one.difference)],
             interval,
@@ -134,8 +121,8 @@ def _interval_note(found: Summary) -> str:
 
 def _notes(report: Report) -> list[str]:
     notes = []
-    if report.others_cpu is not None and report.others_cpu > _NOISY:
-        notes.append(f"Other programs used {report.others_cpu:.0%} of the processors meanwhile.")
+    if disturbed := disturbance(report):
+        notes.append(disturbed)
     if not report.settings.concurrency_cap and worst_lag_s(report) > _LATE_S:
         notes.append(
             f"1% of the requests were sent more than {worst_lag_s(report) * 1000:.0f} ms late: this machine could not "

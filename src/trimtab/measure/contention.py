@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
+NOISY: Final = 0.1  # others' part of the processors above which a run is not to be trusted
 _IDLE_FIELDS: Final = (4, 5)  # idle and iowait, in a cpu line of /proc/stat split at white space
 _LAST_FIELD: Final = 9  # up to steal: the guest fields after it are counted in user already
 _UTIME, _STIME, _SESSION = 11, 12, 3  # in /proc/PID/stat, counted from the field after the name

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from trimtab.measure.load import Timing
-from trimtab.measure.report import Report
+from trimtab.measure.report import TITLES, Report, disturbance
 from trimtab.measure.stats import Summary
 
 _WIDTH, _HEIGHT = 520, 280
@@ -30,16 +30,6 @@ th:first-child, td:first-child { text-align: left; } td .soft { white-space: now
 figure { margin: 0; flex: 1 1 480px; } svg { width: 100%; height: auto; } text { fill: var(--soft); font-size: 11px; }
 .grid { stroke: var(--line); stroke-width: 1; } .axis { stroke: var(--soft); stroke-width: 1; }
 """
-_TITLES = {
-    "time_to_first_token": "Time to first token",
-    "inter_token_latency": "Between tokens (mean)",
-    "inter_chunk_latency": "Between pieces",
-    "time_per_output_token": "Time per output token",
-    "request_latency": "End to end",
-    "queueing": "Sent late by",
-    "input_sequence_length": "Input tokens",
-    "output_sequence_length": "Output tokens",
-}
 _COLUMNS = ("p50", "p90", "p95", "p99", "p99_9", "avg")
 
 Points = list[tuple[float, float]]
@@ -127,8 +117,8 @@ def _subtitle(report: Report) -> str:
 def _warnings(report: Report) -> list[str]:
     found = ["The run was ended before its time."] if report.interrupted else []
     found += [f"{count:,} failed: {why}" for why, count in report.errors.items()]
-    if report.others_cpu is not None and report.others_cpu > 0.1:
-        found.append(f"Other programs used {report.others_cpu:.0%} of the processors meanwhile.")
+    if disturbed := disturbance(report):
+        found.append(disturbed)
     return found
 
 
@@ -154,7 +144,7 @@ def _rates(report: Report) -> str:
 def _table(report: Report) -> str:
     head = "".join(f"<th>{column.replace('_', '.').replace('avg', 'mean')}</th>" for column in ("", *_COLUMNS))
     rows = "".join(
-        f"<tr><td>{_TITLES[name]}</td>{''.join(_cell(found, column) for column in _COLUMNS)}</tr>"
+        f"<tr><td>{TITLES[name]}</td>{''.join(_cell(found, column) for column in _COLUMNS)}</tr>"
         for name, found in report.metrics.items()
     )
     return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"

@@ -20,6 +20,7 @@ from typing import Final
 import msgspec
 
 from trimtab.errors import BadRequest
+from trimtab.measure.contention import NOISY
 from trimtab.measure.load import Timing
 from trimtab.measure.stats import Difference, Summary, differences, quantile, summarise
 
@@ -185,6 +186,17 @@ _METRICS: Final[dict[str, tuple[str, float, Callable[[Sequence[Timing]], list[fl
 }
 
 
+# metric -> how a newcomer calls it
+TITLES: Final = {
+    "time_to_first_token": "Time to first token",
+    "inter_token_latency": "Between tokens (mean)",
+    "inter_chunk_latency": "Between pieces",
+    "time_per_output_token": "Time per output token",
+    "request_latency": "End to end",
+    "queueing": "Sent late by",
+    "input_sequence_length": "Input tokens",
+    "output_sequence_length": "Output tokens",
+}
 _DEPENDENT: Final = "inter_chunk_latency"  # gaps of one answer depend on each other: an interval would be too narrow
 
 
@@ -258,6 +270,13 @@ def load(text: bytes, name: str) -> Report:
     if found.schema != SCHEMA:
         raise BadRequest(f"{name} is a replay of the form {found.schema}; this version reads {SCHEMA}")
     return found
+
+
+def disturbance(report: Report) -> str:
+    """What to say of other programs that took enough of the processors to spoil the run; "" of fewer."""
+    if report.others_cpu is None or report.others_cpu <= NOISY:
+        return ""
+    return f"Other programs used {report.others_cpu:.0%} of the processors meanwhile."
 
 
 def worst_lag_s(report: Report) -> float:

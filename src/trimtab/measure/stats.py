@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 import msgspec
 
-PERCENTILES = (50.0, 90.0, 95.0, 99.0, 99.9)
+from trimtab.sketch import QUANTILES
+
 _COMPARED = ("avg", "p50", "p95", "p99")
 _DRAWS = 2000
 _TAIL = 0.025  # on either side of a 95% interval
@@ -73,7 +74,7 @@ def summarise(values: Sequence[float], unit: str, *, intervals: bool = True, see
     count = len(ordered)
     mean = math.fsum(ordered) / count
     spread = math.sqrt(math.fsum((value - mean) ** 2 for value in ordered) / count)
-    cuts = {_name(p): _between(ordered, p / 100) for p in PERCENTILES}
+    cuts = {name: _between(ordered, q) for name, q in QUANTILES.items()}
     ci95: dict[str, tuple[float, float]] = {}
     if intervals:
         rng = random.Random(seed)
@@ -116,7 +117,7 @@ def _bootstrap(ordered: Sequence[float], statistic: str, mean: float, spread: fl
     if statistic == "avg":
         error = spread / math.sqrt(count)
         return [rng.gauss(mean, error) for _ in range(_DRAWS)]
-    place = _q(statistic) * (count - 1)
+    place = QUANTILES[statistic] * (count - 1)
     below = math.floor(place)
     share = place - below
     draws = []
@@ -131,13 +132,4 @@ def _known(count: int) -> list[str]:
     """The statistics that so many values allow an interval for."""
     if count < _FEWEST:
         return []
-    beyond = {p: count * (1 - p / 100) for p in PERCENTILES}
-    return ["avg", *(_name(p) for p, values in beyond.items() if values >= _FEWEST - 1e-9)]
-
-
-def _name(percent: float) -> str:
-    return f"p{percent:g}".replace(".", "_")
-
-
-def _q(name: str) -> float:
-    return float(name[1:].replace("_", ".")) / 100
+    return ["avg", *(name for name, q in QUANTILES.items() if count * (1 - q) >= _FEWEST - 1e-9)]

@@ -3,7 +3,7 @@
 `requests` has one row per request, `attempts` one per upstream call; token columns of a request are the sums over its
 attempts. `open_intents` are calls in flight, `journal_offsets` how far each journal file was read; all four change in
 one transaction, so that nothing is lost or counted twice. Money is integer nano-USD, NULL where it is unpriced.
-`latencies` has a sketch for each hour, metric and group (`LATENCY_GROUPS`): percentiles of any window are a merge.
+`latencies` has a sketch for each hour, metric and group (`_latencies.py`): percentiles of any window are a merge.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ import msgspec
 
 from trimtab.errors import BadRequest
 from trimtab.ledger import LedgerEntry
-from trimtab.sketch import Sketch
-from trimtab.types import DecisionRecord, End, Record, Usage
+from trimtab.stores import _latencies
+from trimtab.types import DecisionRecord, Usage
 
 if TYPE_CHECKING:
     import sqlite3
@@ -44,19 +44,6 @@ ATTEMPT_COLUMNS = (
     "price_source", "price_reason",
 )  # fmt: skip
 
-LATENCY_GROUPS = ("tenant", "route", "model", "prompt_version", "cached")
-LATENCY_METRICS = ("ttft", "tpot", "total")  # seconds, of requests that ended ok; the first two of streams
-QUANTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99, "p99_9": 0.999}
-_QS = tuple(QUANTILES.values())
-_HOUR_S = 3600
-
-_LATENCIES = """
-CREATE TABLE latencies (
-  hour INTEGER NOT NULL, tenant TEXT NOT NULL, route TEXT NOT NULL, model TEXT NOT NULL, prompt_version TEXT NOT NULL,
-  cached INTEGER NOT NULL, metric TEXT NOT NULL, sketch BLOB NOT NULL,
-  PRIMARY KEY (hour, tenant, route, model, prompt_version, cached, metric)
-) WITHOUT ROWID;
-"""
 _SCHEMA = f"""
 CREATE TABLE requests (
   id TEXT NOT NULL UNIQUE, at REAL NOT NULL, day TEXT NOT NULL, tenant TEXT NOT NULL, route TEXT NOT NULL,
@@ -84,7 +71,7 @@ CREATE TABLE open_intents (
 CREATE TABLE journal_offsets (
   file TEXT PRIMARY KEY, bytes INTEGER NOT NULL, bad_lines INTEGER NOT NULL
 ) WITHOUT ROWID;
-{_LATENCIES}"""
+{_latencies.SCHEMA}"""
 
 
 class _Detail(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -116,7 +103,9 @@ def open_writer(path: Path) -> sqlite3.Connection:
         if version == 0:
             connection.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
         elif version == 1:  # its rows are not in the sketches: percentiles begin with the upgrade
-            connection.executescript(f"BEGIN IMMEDIATE; {_LATENCIES} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
+            connection.executescript(
+                f"BEGIN IMMEDIATE; {_latencies.SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
+            )
         elif version != SCHEMA_VERSION:
             raise BadRequest(
                 f"{path} has ledger version {version}, this Trimtab writes {SCHEMA_VERSION}; upgrade Trimtab"
@@ -200,39 +189,8 @@ def insert_entries(connection: sqlite3.Connection, entries: Sequence[LedgerEntry
     connection.executemany(
         _insert("attempts", ATTEMPT_COLUMNS), [row for entry in chosen.values() for row in attempt_rows(entry)]
     )
-    _add_latencies(connection, [entry.record for entry in chosen.values()])
+    _latencies.add(connection, [entry.record for entry in chosen.values()])
     return len(chosen)
-
-
-def _add_latencies(connection: sqlite3.Connection, records: Iterable[Record]) -> None:
-    """Merge the records' latencies into their hours' sketches."""
-    fresh: dict[tuple[object, ...], Sketch] = {}
-    for r in records:
-        if r.end != End.OK:
-            continue
-        s = r.scope
-        group = (int(r.at // _HOUR_S), s.tenant, s.route, r.model, s.prompt_version, int(r.cache == "hit"))
-        for metric, value in zip(LATENCY_METRICS, (r.ttft_s, _tpot_s(r), r.total_s), strict=True):
-            if value is not None:
-                fresh.setdefault((*group, metric), Sketch()).add(value)
-    where = " AND ".join(f"{name} = ?" for name in ("hour", *LATENCY_GROUPS, "metric"))
-    rows = []
-    for key, sketch in fresh.items():
-        stored = connection.execute(f"SELECT sketch FROM latencies WHERE {where}", key).fetchone()
-        if stored is not None:
-            sketch.merge(Sketch.decode(stored[0]))
-        rows.append((*key, sketch.encode()))
-    connection.executemany("INSERT OR REPLACE INTO latencies VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
-
-
-def _tpot_s(record: Record) -> float | None:
-    """Seconds per output token after the first, of a stream that a model made."""
-    if not record.stream or not record.attempts:
-        return None
-    last = record.attempts[-1]
-    if last.first_token_s is None or last.usage.output_total < 2:
-        return None
-    return (last.end_s - last.first_token_s) / (last.usage.output_total - 1)
 
 
 def _insert(table: str, columns: Iterable[str]) -> str:
@@ -373,35 +331,10 @@ class Reader:
     ) -> list[dict[str, Any]]:
         """Percentiles over the whole hours that touch [since, until) (unix seconds), the busiest group first.
 
-        Each row has the groups' names, `metric`, `count` and `QUANTILES` in seconds, within `sketch.RELATIVE_ERROR`.
+        Each row has the groups' names, `metric`, `count` and `sketch.QUANTILES` in seconds, within its RELATIVE_ERROR.
         """
-        for name in (*by, *(where or {})):
-            if name not in LATENCY_GROUPS:
-                raise BadRequest(
-                    f"latencies are not kept by {name!r}; choose from {', '.join(LATENCY_GROUPS)}", param="by"
-                )
-        if self._version < 2:
-            return []
-        parts, values = ["1"], list[object]()
-        if since is not None:
-            parts.append("hour >= ?")
-            values.append(int(since // _HOUR_S))
-        if until is not None:
-            parts.append("hour * 3600 < ?")
-            values.append(until)
-        for name, value in (where or {}).items():
-            parts.append(f"{name} = ?")
-            values.append(value)
-        merged: dict[tuple[object, ...], Sketch] = {}
-        columns = ", ".join((*by, "metric", "sketch"))
-        for row in self._all(f"SELECT {columns} FROM latencies WHERE {' AND '.join(parts)}", values):
-            *key, data = row.values()
-            merged.setdefault(tuple(key), Sketch()).merge(Sketch.decode(data))
-        rows = [
-            dict(zip((*by, "metric", "count", *QUANTILES), (*key, found.count, *found.quantiles(_QS)), strict=True))
-            for key, found in merged.items()
-        ]
-        return sorted(rows, key=lambda row: (-row["count"], LATENCY_METRICS.index(row["metric"])))
+        sql, values = _latencies.query(by, since, until, where or {})
+        return _latencies.merged(by, self._all(sql, values)) if self._version >= 2 else []
 
     def export(
         self, *, attempts: bool = False, since: float | None = None, until: float | None = None

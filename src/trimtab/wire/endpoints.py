@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from msgspec import structs
 
-from trimtab.errors import MethodNotAllowed, NotFound, TooLarge, TrimtabError, Unauthenticated
+from trimtab.errors import MethodNotAllowed, NotFound, TrimtabError, Unauthenticated
 from trimtab.flight import Flight, Message
 from trimtab.protocols import CODECS
 from trimtab.types import Attempt, Dialect, Request, Scope
@@ -53,7 +53,7 @@ async def _chat(gateway: Gateway, exchange: Exchange, dialect: Dialect) -> None:
         head = Head(exchange.headers)
         where = Scope(gateway.access.tenant(head.secret))
         authorised = mono()
-        body = await _body(gateway, exchange, head)
+        body = await exchange.body(gateway.config.server.max_request_bytes, head.content_length)
         read = mono()
         parsed = CODECS[dialect].parse(body)
         where = scope_of(where.tenant, {**parsed.metadata, **head.ours} if parsed.metadata else head.ours)
@@ -91,13 +91,6 @@ async def _chat(gateway: Gateway, exchange: Exchange, dialect: Dialect) -> None:
     flight.app_stages = head.app_stages
     flight.stages = {"auth": authorised - start, "read": read - authorised, "parse": mono() - read}
     await gateway.pipeline.run(flight, plan, gateway.levers, exchange)
-
-
-async def _body(gateway: Gateway, exchange: Exchange, head: Head) -> bytes:
-    limit = gateway.config.server.max_request_bytes
-    if head.content_length > limit:
-        raise TooLarge(f"the request is larger than {limit} bytes; the limit is server.max_request_bytes")
-    return await exchange.body(limit)
 
 
 def _stub(gateway: Gateway, dialect: Dialect, path: str, where: Scope, times: tuple[float, float]) -> Request:
@@ -153,7 +146,7 @@ async def _relay(gateway: Gateway, exchange: Exchange) -> None:
     head = Head(exchange.headers)
     tenant = gateway.access.tenant(head.secret)
     try:
-        body = await _body(gateway, exchange, head)
+        body = await exchange.body(gateway.config.server.max_request_bytes, head.content_length)
         where = scope_of(tenant, head.ours)
         gateway.access.allow(head.secret, where.route)
         model = gateway.model_in(body, head.content_type)

@@ -77,16 +77,19 @@ class Exchange:
 
     # The request
 
-    async def body(self, limit_bytes: int) -> bytes:
-        """The whole request body. Raises TooLarge beyond the limit, ClientGone when the client leaves first."""
-        while not self._whole and self._size <= limit_bytes:
+    async def body(self, limit_bytes: int, declared_bytes: int = 0) -> bytes:
+        """The whole request body. Raises TooLarge beyond the limit, ClientGone when the client leaves first.
+
+        `declared_bytes` is its content-length: what is too large by that is not waited for.
+        """
+        while not self._whole and max(self._size, declared_bytes) <= limit_bytes:
             if self.closed:
                 raise ClientGone
             if not self._size and (b"expect", b"100-continue") in self.headers:
                 self._connection.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             self._waiter = self._connection.server.loop.create_future()
             await self._waiter
-        if self._size > limit_bytes:
+        if max(self._size, declared_bytes) > limit_bytes:
             raise TooLarge(f"the request is larger than {limit_bytes} bytes; the limit is server.max_request_bytes")
         pieces, self._pieces = self._pieces, []
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
