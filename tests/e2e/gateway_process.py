@@ -224,6 +224,10 @@ class Gateway:
                 found = connection.execute("SELECT * FROM attempts WHERE request_id = ? ORDER BY n", (row["id"],))
                 row["calls"] = [dict(call) for call in found]
             return rows
+        except sqlite3.OperationalError as error:  # the ingester was killed while it created the file
+            if error.sqlite_errorcode == sqlite3.SQLITE_READONLY_ROLLBACK:
+                return []
+            raise
         finally:
             connection.close()
 

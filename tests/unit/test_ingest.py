@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -479,3 +480,15 @@ class TestReader:
     def test_no_ledger_yet(self, tmp_path):
         with ledger_db.Reader(tmp_path / "nowhere" / "ledger.sqlite") as reader:
             assert (reader.tail(5), reader.show("a"), reader.summary(), list(reader.export())) == ([], None, [], [])
+
+    def test_a_writer_killed_while_it_created_the_ledger(self, tmp_path):
+        made, left = tmp_path / "made.sqlite", tmp_path / ledger_db.FILE_NAME
+        with closing(sqlite3.connect(made, isolation_level=None)) as connection:
+            connection.execute("PRAGMA cache_size = 1")  # so that pages reach the file before the commit
+            connection.execute("CREATE TABLE t (x)")
+            connection.execute("BEGIN")
+            connection.executemany("INSERT INTO t VALUES (?)", [("x" * 1000,)] * 100)
+            for suffix in ("", "-journal"):
+                shutil.copy(f"{made}{suffix}", f"{left}{suffix}")
+        with ledger_db.Reader(left) as reader:
+            assert reader.tail(5) == []

@@ -241,7 +241,13 @@ class Reader:
             self._connection = sqlite3.connect(
                 f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=5.0, check_same_thread=False
             )
-            version = self._version = self._connection.execute("PRAGMA user_version").fetchone()[0]
+            try:
+                version = self._connection.execute("PRAGMA user_version").fetchone()[0]
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode != sqlite3.SQLITE_READONLY_ROLLBACK:
+                    raise
+                version = 0  # killed while it was created, before it was in WAL mode; the next writer starts it anew
+            self._version = version
             if version > SCHEMA_VERSION:
                 self._connection.close()
                 raise BadRequest(f"{path} has ledger version {version}, newer than this Trimtab; upgrade Trimtab")
