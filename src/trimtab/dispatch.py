@@ -10,6 +10,7 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable, Mapping
 
+from trimtab import trace_context
 from trimtab.call import BYTES_PER_TOKEN, Call, Desk
 from trimtab.errors import (
     TrimtabError,
@@ -104,8 +105,9 @@ class Dispatcher:
         """Pass one call through as it is, its reply piece by piece. Usage is read from JSON replies that state it."""
         request, limits, engine = flight.request, attempt.timeouts, self.engines[attempt.target.engine]
         with Call(self._desk, flight, attempt, engine, sink.watch()) as call:
+            headers = [*message.headers, _traceparent(request, call.n)] if request.trace else message.headers
             reply = call.reply = await engine.open(
-                message.method, message.path, message.headers, message.body, limits, request.client_key
+                message.method, message.path, headers, message.body, limits, request.client_key
             )
             flight.status, flight.started = reply.status, True
             passed = [(k.encode(), v.encode("latin-1")) for k, v in reply.header_items() if k not in _HOP_HEADERS]
@@ -131,7 +133,7 @@ class Dispatcher:
         body = _upstream_body(request, attempt.target, engine.dialect)
         with Call(self._desk, flight, attempt, engine, task) as call:
             path = request.path if engine.dialect == request.dialect else _CHAT_PATH[engine.dialect]
-            headers = _upstream_headers(request, engine.dialect)
+            headers = _upstream_headers(request, engine.dialect, call.n)
             call.reply = await engine.open("POST", path, headers, body, attempt.timeouts, request.client_key)
             if call.reply.status >= 300:
                 raise await _status_error(call, request)
@@ -257,14 +259,20 @@ def _upstream_body(request: Request, target: Target, dialect: Dialect) -> bytes:
     )
 
 
-def _upstream_headers(request: Request, dialect: Dialect) -> list[Header]:
+def _upstream_headers(request: Request, dialect: Dialect, n: int) -> list[Header]:
     """The client's headers, without those that speak to another provider."""
     headers = [(b"content-type", b"application/json")]
     if dialect == request.dialect:
         headers.extend(request.headers)
     else:
         headers.extend([(name, value) for name, value in request.headers if not name.startswith(PROVIDER_HEADERS)])
+    if request.trace:
+        headers.append(_traceparent(request, n))
     return headers
+
+
+def _traceparent(request: Request, n: int) -> Header:
+    return b"traceparent", trace_context.upstream(request.trace, request.id, n)
 
 
 def _reply(call: Call, body: bytes, request: Request) -> Reply:

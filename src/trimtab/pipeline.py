@@ -231,6 +231,7 @@ class Pipeline:
             baseline_machine_s=machine_s,
             request_bytes=request.body_bytes,
             response_bytes=flight.response_bytes,
+            trace=request.trace,
         )
         self._journal.row(record)
         self._settled(record)

@@ -15,6 +15,7 @@ from trimtab.types import (
     Record,
     Request,
     Slot,
+    Stages,
     Stored,
     Timeouts,
 )
@@ -146,6 +147,10 @@ class Journal(Protocol):
 
     def row(self, record: Record) -> None:
         """Append the settled request; never raises: rows that cannot be written yet wait in memory, bounded."""
+        ...
+
+    def note(self, stages: Stages) -> None:
+        """Append what the application says about a request. Raises Overloaded as `intent` does."""
         ...
 
     def close(self) -> None:

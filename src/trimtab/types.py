@@ -134,6 +134,7 @@ class Request(msgspec.Struct, frozen=True, gc=False):
     variant: bytes = (
         b""  # those of `headers` that may change the answer (API version, betas, organisation), for cache keys
     )
+    trace: str = ""  # the client's W3C trace context (see `trace_context`)
 
 
 class Target(msgspec.Struct, frozen=True, gc=False):
@@ -314,6 +315,16 @@ class Record(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, tag="row
     baseline_machine_s: float = 0.0
     request_bytes: int = 0
     response_bytes: int = 0
+    trace: str = ""
+
+
+class Stages(msgspec.Struct, frozen=True, gc=False, tag="stages", tag_field="k"):
+    """What the application did with an answer after it had it (validation, a tool's run): seconds by stage."""
+
+    id: str  # the request's
+    tenant: str  # who says so; it counts for a request of the same tenant
+    at: float
+    stages: dict[str, float]
 
 
 class Reply(msgspec.Struct, frozen=True, gc=False):

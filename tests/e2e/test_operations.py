@@ -11,7 +11,7 @@ import time
 from typing import Any
 
 import pytest
-from asking import SAME, Got, Pair, RawClient, name_of, send
+from asking import SAME, Got, Pair, RawClient, name_of, post, send
 from gateway_process import Gateway, MakeGateway, new_id, two_upstreams
 from upstream import Upstream, wait_until
 from upstream_shapes import DEFAULT_TEXT, Act
@@ -92,6 +92,45 @@ def test_one_request_in_full(gateway: Gateway, upstream: Upstream, pair: Pair, s
     assert (attempts[0]["upstream_id"] or "").startswith("req_")
     assert detail["price_source"]
     assert DEFAULT_TEXT not in text  # no answer is stored there
+
+
+TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
+
+
+@SAME_PAIRS
+def test_a_trace_and_stages_after_the_answer(gateway: Gateway, upstream: Upstream, pair: Pair) -> None:
+    trace_id = new_id().encode().hex()[-32:]
+    came = f"00-{trace_id}-00f067aa0ba902b7-01"
+    prompt = upstream.prompt(Act(status=503), Act())
+    got = send(gateway, pair, pair.body(prompt), {"traceparent": came, "tracestate": "app=1"})
+    assert got.status == 200
+    sent = [seen.headers for seen in upstream.requests(prompt)]
+    assert [headers["tracestate"] for headers in sent] == ["app=1", "app=1"]
+    parents = [headers["traceparent"] for headers in sent]
+    assert len({came, *parents}) == 3  # each call is a span of its own
+    assert {(p[:35], p[52:]) for p in parents} == {(f"00-{trace_id}", "-01")}
+    said = {"stages": [{"name": "validation", "duration_ms": 2500}, {"name": "tool_call", "duration_ms": 8000}]}
+    key = {"authorization": "Bearer sk-client"}
+    url = f"{gateway.base_url}/v1/trimtab/requests/{got.request_id}/stages"
+    assert post(url, json.dumps(said), key).status_code == 202
+    assert post(url, json.dumps({"stages": [{"name": "forged", "duration_ms": 1}]}), {}).status_code == 202
+    refused = post(url, json.dumps({"stages": [{"name": "a b", "duration_ms": 1}]}), key)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "stages[0].name")
+    assert gateway.row(id=got.request_id)["trace_id"] == trace_id
+    wait_until(lambda: "tool call" in gateway.trimtab("ledger", "show", trace_id).stdout, 10, "the stages to arrive")
+    shown = gateway.trimtab("ledger", "show", trace_id).stdout
+    assert "Most of it: tool call, the application's" in shown
+    assert "forged" not in shown
+
+
+def test_a_trace_goes_along_with_a_call_that_is_passed_through(gateway: Gateway, upstream: Upstream) -> None:
+    prompt = upstream.prompt()
+    body = json.dumps({"model": "gpt", "input": prompt})
+    headers = {"content-type": "application/json", "traceparent": f"00-{TRACE}-00f067aa0ba902b7-00"}
+    assert post(gateway.base_url + "/v1/embeddings", body, headers).status_code == 200
+    (seen,) = upstream.requests(prompt)
+    assert seen.headers["traceparent"][:36] == f"00-{TRACE}-"
+    assert seen.headers["traceparent"] != headers["traceparent"]
 
 
 def test_an_unknown_request_is_not_found(gateway: Gateway) -> None:

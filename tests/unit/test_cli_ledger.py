@@ -16,7 +16,7 @@ from test_journal import intent, row
 from trimtab.cli import ledger_view
 from trimtab.cli.ledger import ledger
 from trimtab.stores.journal import FileJournal
-from trimtab.types import AttemptRecord, DecisionRecord, Scope, Usage
+from trimtab.types import AttemptRecord, DecisionRecord, Scope, Stages, Usage
 
 CONFIG = """
 [engines.e]
@@ -173,6 +173,23 @@ def test_show_names_the_longest_stage_and_whose_it_is(data_dir):
     assert text.index("retrieval") < text.index("parse")
     assert "Most of it: retrieval, the application's, 67% of 1.80 s" in text
     assert "Most of it: model ttft, the model's, 60% of 501 ms" in run("show", "tt-st2")
+
+
+def test_show_joins_the_trace_and_what_came_after_the_answer(data_dir):
+    journal = FileJournal(data_dir / "journal", "w0")
+    trace = f"00-{'ab' * 16}-{'cd' * 8}-01"
+    journal.row(paid("tt-tr1", total_s=0.5, stages={"model_ttft": 0.1, "model_stream": 0.35}, trace=trace))
+    journal.note(Stages("tt-tr1", "t", 9.0, {"tool_call": 2.5}))
+    text = run("show", "ab" * 16)
+    assert "after it 2.50 s in the application" in text
+    assert text.index("model stream") < text.index("tool call") < text.index("not in a stage")
+    assert "50.0 ms" in text
+    assert "Most of it: tool call, the application's, 83% of 3.00 s" in text
+    assert "ab" * 16 in text
+    journal.row(paid("tt-tr2", trace=trace))
+    journal.close()
+    assert "tt-tr1, tt-tr2" in run("show", "ab" * 16, code=1)
+    assert "no single request" in run("show", "0b" * 16, code=1)
 
 
 def test_show_explains_what_is_unpriced_estimated_or_free(filled):

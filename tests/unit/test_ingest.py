@@ -21,10 +21,10 @@ from test_journal import intent, row
 import trimtab
 from trimtab.errors import BadRequest
 from trimtab.prices import PriceOverride, Prices
-from trimtab.stores import ingest, ledger_db
+from trimtab.stores import ingest, ledger_db, ledger_reader
 from trimtab.stores.ingest import Ingester
 from trimtab.stores.journal import FileJournal
-from trimtab.types import NO_USAGE, AttemptRecord, DecisionRecord, Scope, Usage
+from trimtab.types import NO_USAGE, AttemptRecord, DecisionRecord, Scope, Stages, Usage
 
 PRICES = Prices({"m": PriceOverride(input_per_mtok=1.0, output_per_mtok=1.0)})
 ENV = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(trimtab.__file__).parents[1]), str(Path(__file__).parent)])}
@@ -81,7 +81,7 @@ def test_rows_arrive_priced_and_once(tmp_path, journal, ingester):
     journal.row(paid("a", 1000, scope=scope, at=1795219200.0, ttft_s=0.2, cache="miss", stages={"parse": 0.001}))
     assert ingester.run_once() == 1
     assert ingester.run_once() == 0
-    with ledger_db.Reader(tmp_path / ledger_db.FILE_NAME) as reader:
+    with ledger_reader.Reader(tmp_path / ledger_db.FILE_NAME) as reader:
         shown = reader.show("a")
     assert shown["cost_nusd"] == shown["baseline_nusd"] == 1_000_000
     assert shown["saved_nusd"] == 0
@@ -92,13 +92,25 @@ def test_rows_arrive_priced_and_once(tmp_path, journal, ingester):
     assert consistent(tmp_path)
 
 
+def test_what_the_application_says_after_the_answer_meets_its_row(tmp_path, journal, ingester):
+    journal.note(Stages("a", "t", 5.0, {"validation": 0.2, "act": 0.1}))  # before its row is there
+    ingester.run_once()
+    journal.row(paid("a", 1000, scope=Scope("t"), trace="00-" + "ab" * 16 + "-" + "cd" * 8 + "-01"))
+    journal.note(Stages("a", "t", 6.0, {"validation": 0.3}))  # said again
+    journal.note(Stages("a", "other", 6.0, {"forged": 9.0}))  # by another tenant
+    ingester.run_once()
+    with ledger_reader.Reader(tmp_path / ledger_db.FILE_NAME) as reader:
+        assert reader.show("a")["detail"]["later_stages"] == {"act": 0.1, "validation": 0.3}
+        assert reader.of_trace("ab" * 16) == ["a"]
+
+
 def test_an_intent_without_its_row_waits_while_the_writer_lives(tmp_path, journal, ingester):
     journal.intent(intent("a"))
     journal.intent(intent("b"))
     journal.intent(intent("b", 1))
     journal.row(paid("c"))
     assert ingester.run_once() == 1
-    with ledger_db.Reader(tmp_path / ledger_db.FILE_NAME) as reader:
+    with ledger_reader.Reader(tmp_path / ledger_db.FILE_NAME) as reader:
         assert [i["n"] for i in reader.in_flight("b")] == [0, 1]
     journal.row(paid("a"))
     assert ingester.run_once() == 1
@@ -229,7 +241,7 @@ def test_counts_that_cannot_be_true_are_kept_as_unpriced(tmp_path, journal, inge
     journal.row(paid("c", -5))
     assert ingester.run_once() == 3
     assert query(tmp_path, "SELECT price_source, cost_nusd FROM requests") == [("unpriced", None)] * 3
-    with ledger_db.Reader(tmp_path / ledger_db.FILE_NAME) as reader:
+    with ledger_reader.Reader(tmp_path / ledger_db.FILE_NAME) as reader:
         assert reader.summary()[0]["unpriced"] == 3
 
 
@@ -392,7 +404,7 @@ def test_a_newer_ledger_is_left_alone(tmp_path, journal, ingester):
     stop.set()
     ingester.run(stop)  # says so in the log; rows stay in the journal
     with pytest.raises(BadRequest, match="upgrade"):
-        ledger_db.Reader(tmp_path / ledger_db.FILE_NAME)
+        ledger_reader.Reader(tmp_path / ledger_db.FILE_NAME)
 
 
 class TestReader:
@@ -416,7 +428,7 @@ class TestReader:
         )
         journal.row(paid("r50", scope=Scope("c"), at=86400.0 * 12, attempts=(unknown,), baseline_model="none-such"))
         ingester.run_once()
-        with ledger_db.Reader(tmp_path / ledger_db.FILE_NAME) as reader:
+        with ledger_reader.Reader(tmp_path / ledger_db.FILE_NAME) as reader:
             yield reader
 
     def test_tail(self, reader):
@@ -463,7 +475,7 @@ class TestReader:
             reader.summary(where={"1=1 --": "x"})
 
     def test_every_group_works(self, reader):
-        for name in (*ledger_db.REQUEST_GROUPS, *ledger_db.ATTEMPT_GROUPS):
+        for name in (*ledger_reader.REQUEST_GROUPS, *ledger_reader.ATTEMPT_GROUPS):
             rows = reader.summary([name, "tenant"])
             assert sum(r["cost_nusd"] or 0 for r in rows) == 150_000
 
@@ -478,7 +490,7 @@ class TestReader:
             reader._connection.execute("DELETE FROM requests")
 
     def test_no_ledger_yet(self, tmp_path):
-        with ledger_db.Reader(tmp_path / "nowhere" / "ledger.sqlite") as reader:
+        with ledger_reader.Reader(tmp_path / "nowhere" / "ledger.sqlite") as reader:
             assert (reader.tail(5), reader.show("a"), reader.summary(), list(reader.export())) == ([], None, [], [])
 
     def test_a_writer_killed_while_it_created_the_ledger(self, tmp_path):
@@ -490,5 +502,5 @@ class TestReader:
             connection.executemany("INSERT INTO t VALUES (?)", [("x" * 1000,)] * 100)
             for suffix in ("", "-journal"):
                 shutil.copy(f"{made}{suffix}", f"{left}{suffix}")
-        with ledger_db.Reader(left) as reader:
+        with ledger_reader.Reader(left) as reader:
             assert reader.tail(5) == []

@@ -18,7 +18,7 @@ from trimtab.errors import BadRequest
 from trimtab.ledger import settle
 from trimtab.prices import Prices
 from trimtab.sketch import QUANTILES, RELATIVE_ERROR, Sketch
-from trimtab.stores import ledger_db
+from trimtab.stores import ledger_db, ledger_reader
 from trimtab.types import AttemptRecord, Scope, Usage
 
 HOUR = 1795219200  # a full hour, unix seconds
@@ -87,7 +87,7 @@ def test_batches_workers_and_hours_add_up(database):
     values = [rng.lognormvariate(-1, 1) for _ in range(900)]
     entries = [entry(n, ttft_s=value, at=HOUR + 3600 * (n % 3)) for n, value in enumerate(values)]
     fill(database, entries[:300], entries[300:500], entries[500:], entries[:100])  # the last ones are there already
-    with ledger_db.Reader(database) as reader:
+    with ledger_reader.Reader(database) as reader:
         found = {row["metric"]: row for row in reader.latency()}
         assert found["ttft"]["count"] == found["tpot"]["count"] == found["total"]["count"] == 900
         for name, q in QUANTILES.items():
@@ -102,7 +102,7 @@ def test_groups_and_filters(database):
     entries += [entry(n, route="fast", cache="hit", ttft_s=0.001) for n in range(5)]
     entries += [entry(n, route="fast", end="timeout", ttft_s=9.0) for n in range(5)]
     fill(database, entries)
-    with ledger_db.Reader(database) as reader:
+    with ledger_reader.Reader(database) as reader:
         rows = {(r["route"], r["metric"]): r for r in reader.latency(["route"])}
         assert rows["fast", "ttft"]["count"] == 25
         assert rows["slow", "ttft"]["p50"] == near(0.5)
@@ -117,21 +117,27 @@ def test_groups_and_filters(database):
 
 def test_an_interrupted_row_counts_once_its_real_one_comes(database):
     fill(database, [entry(1, end="interrupted")], [entry(1)])
-    with ledger_db.Reader(database) as reader:
+    with ledger_reader.Reader(database) as reader:
         assert {row["count"] for row in reader.latency()} == {1}
 
 
-def test_a_ledger_of_the_version_before_is_taken_over(database):
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_ledger_of_an_earlier_version_is_taken_over(database, version):
     fill(database, [entry(1)])
     with sqlite3.connect(database) as connection:
-        connection.execute("DROP TABLE latencies")
-        connection.execute("PRAGMA user_version = 1")
-    with ledger_db.Reader(database) as reader:
-        assert reader.latency() == []
+        later = (
+            "DROP TABLE later_stages; DROP INDEX requests_trace; ALTER TABLE requests DROP COLUMN trace_id;"
+            + "DROP TABLE latencies;" * (version < 2)
+        )
+        connection.executescript(f"{later} PRAGMA user_version = {version};")
+    with ledger_reader.Reader(database) as reader:
+        assert bool(reader.latency()) == (version == 2)
+        assert "later_stages" not in reader.show(reader.tail(1)[0]["id"])["detail"]
+        assert reader.of_trace("0" * 32) == []
     fill(database, [entry(2)])
-    with ledger_db.Reader(database) as reader:
-        assert {row["count"] for row in reader.latency()} == {1}
-        assert len(reader.tail(10)) == 2
+    with ledger_reader.Reader(database) as reader:
+        assert {row["count"] for row in reader.latency()} == {version}
+        assert [row["trace_id"] for row in reader.tail(10)] == ["", ""]
 
 
 def test_the_command(tmp_path, database):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from trimtab.cli.place import Place, gateway_options, moment, print_lines, say_e
 from trimtab.errors import BadRequest
 
 if TYPE_CHECKING:
-    pass
+    from trimtab.stores.ledger_reader import Reader
 
 _FOLLOW_S = 0.5
 _FOLLOW_ROWS = 1000
@@ -105,11 +106,15 @@ def summary(
 @click.argument("request_id", metavar="ID")
 @gateway_options
 def show(request_id: str, data_dir: Path | None, config_path: Path | None, as_json: bool) -> None:
-    """All about one request: stages, attempts, decisions, tokens, money. The beginning of its ID will do."""
+    """All about one request: stages, attempts, decisions, tokens, money.
+
+    The beginning of its ID will do, and so will the ID of its W3C trace.
+    """
     from trimtab.cli import ledger_view
 
     place = Place(data_dir, config_path)
     with place.reader() as reader:
+        request_id = _of_trace(reader, request_id)
         row = reader.show(request_id)
         flying = reader.in_flight(request_id) if row is None else []
     if row is None:
@@ -124,6 +129,16 @@ def show(request_id: str, data_dir: Path | None, config_path: Path | None, as_js
         print_lines([row])
     else:
         ledger_view.print_request(row)
+
+
+def _of_trace(reader: Reader, given: str) -> str:
+    """The request of a trace, where a trace's id was given."""
+    if not re.fullmatch(r"[0-9a-f]{32}", given):
+        return given
+    found = reader.of_trace(given)
+    if len(found) > 1:
+        raise click.ClickException(f"{len(found)} requests have the trace {given}; name one: {', '.join(found[:20])}")
+    return found[0] if found else given
 
 
 @ledger.command()

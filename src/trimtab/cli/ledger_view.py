@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from rich.console import Console
 from rich.table import Table
@@ -27,6 +27,7 @@ _TOKEN_CLASSES = (
 )
 _INPUT = ("input_tokens", "cache_read_tokens", "cache_write_5m_tokens", "cache_write_1h_tokens", "input_audio_tokens")
 _OUTPUT = ("output_tokens", "reasoning_tokens", "output_audio_tokens")
+_COLOURS = {"the application's": "magenta", "the model's": "cyan", "the gateway's": "cyan"}
 _END_STYLES = {"ok": "green", "refused": "yellow", "cancelled": "yellow"}
 _TAIL_WIDTHS = {"time UTC": 8, "id": 23, "end": 11, "in": 7, "out": 6, "ttft": 7, "total": 7, "cost": 11}
 _MODEL_WIDTHS = (8, 24)  # the column that gives way in a narrow terminal
@@ -121,7 +122,7 @@ def print_request(row: dict[str, Any]) -> None:
         ("cache", row["cache"]),
         ("size", f"{row['request_bytes']:,} bytes in, {row['response_bytes']:,} out, {row['chunks']} chunks"),
     ]
-    names = ("tenant", "route", "user", "permission", "session", "workflow")
+    names = ("tenant", "route", "user", "permission", "session", "workflow", "trace_id")
     facts += [(name, row[name]) for name in (*names, "prompt_version", "corpus_version", "policy_version")]
     grid = Table.grid(padding=(0, 2))
     for name, value in facts:
@@ -167,36 +168,54 @@ def _print_money(console: Console, row: dict[str, Any], detail: dict[str, Any]) 
 def _print_time(console: Console, row: dict[str, Any], detail: dict[str, Any]) -> None:
     if _total_s(row) is None:
         return
-    before, stages = detail.get("app_stages", {}), detail.get("stages", {})
-    asked_s = sum(before.values())
+    before, stages, after = (detail.get(name, {}) for name in ("app_stages", "stages", "later_stages"))
+    asked_s, used_s = sum(before.values()), sum(after.values())
     head = f"Time: {seconds(row['total_s'])} in all, first token after {seconds(row['ttft_s'])}"
-    _heading(console, head + (f"; before it {seconds(asked_s)} in the application" if before else ""))
+    for when, took_s in (("before it", asked_s), ("after it", used_s)):
+        head += f"; {when} {seconds(took_s)} in the application" if took_s else ""
+    _heading(console, head)
     grid = Table.grid(padding=(0, 2))
     grid.add_column()
     grid.add_column(justify="right")
     grid.add_column(no_wrap=True)
-    span_s = max(asked_s + max(row["total_s"], sum(stages.values())), 1e-9)
-    begun_s = 0.0
-    for name, took_s, colour in _waterfall(before, stages):
-        start = round(begun_s / span_s * _BAR_CHARS)
-        width = round((begun_s + took_s) / span_s * _BAR_CHARS) - start
+    call_s = max(row["total_s"], sum(stages.values()))
+    span_s = max(asked_s + call_s + used_s, 1e-9)
+    waterfall = _waterfall(before, stages, after, asked_s + call_s)
+    for stage in waterfall:
+        start = round(stage.begun_s / span_s * _BAR_CHARS)
+        width = round((stage.begun_s + stage.took_s) / span_s * _BAR_CHARS) - start
         bar = " " * min(start, _BAR_CHARS - 1) + ("█" * width or "▏")
-        grid.add_row(name.replace("_", " "), seconds(took_s), Text(bar, style=colour))
-        begun_s += took_s
-    rest_s = asked_s + row["total_s"] - begun_s
+        grid.add_row(stage.name.replace("_", " "), seconds(stage.took_s), Text(bar, style=_COLOURS[stage.whose]))
+    rest_s = row["total_s"] - sum(stages.values())
     if stages and rest_s > 0:
         grid.add_row(Text("not in a stage", style="dim"), Text(seconds(rest_s), style="dim"), "")
     console.print(grid)
-    if stages or before:
-        name, took_s, _ = max(_waterfall(before, stages), key=lambda stage: stage[1])
-        whose = "the application's" if name in before else "the model's" if name in _MODEL_STAGES else "the gateway's"
+    if waterfall:
+        name, took_s, _, whose = max(waterfall, key=lambda stage: stage.took_s)
         said = f"Most of it: {name.replace('_', ' ')}, {whose}, {took_s / span_s:.0%} of {seconds(span_s)}"
         console.print(Text(said, style="bold"))
 
 
-def _waterfall(before: dict[str, float], stages: dict[str, float]) -> list[tuple[str, float, str]]:
-    """Stages in the order in which they ran: name, seconds, colour."""
-    return [(name, s, "magenta") for name, s in before.items()] + [(name, s, "cyan") for name, s in stages.items()]
+class _Stage(NamedTuple):
+    name: str
+    took_s: float
+    begun_s: float  # after the first one's begin
+    whose: str
+
+
+def _waterfall(
+    before: dict[str, float], stages: dict[str, float], after: dict[str, float], answered_s: float
+) -> list[_Stage]:
+    """Stages in the order in which they ran; those `after` the answer, which was there at `answered_s`, last."""
+    found: list[_Stage] = []
+    begun_s = 0.0
+    for part in (before, stages, after):
+        begun_s = answered_s if part is after else begun_s
+        for name, took_s in part.items():
+            whose = "the model's" if name in _MODEL_STAGES else "the gateway's"
+            found.append(_Stage(name, took_s, begun_s, whose if part is stages else "the application's"))
+            begun_s += took_s
+    return found
 
 
 def _print_decisions(console: Console, decisions: Sequence[dict[str, Any]]) -> None:

@@ -16,7 +16,7 @@ import msgspec
 from trimtab.errors import BadRequest, ConfigError
 
 if TYPE_CHECKING:
-    from trimtab.stores.ledger_db import Reader
+    from trimtab.stores.ledger_reader import Reader
 
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
@@ -86,7 +86,7 @@ class Place:
 
     def reader(self) -> Reader:
         """Open for reading, after ingesting what is pending."""
-        from trimtab.stores.ledger_db import Reader
+        from trimtab.stores.ledger_reader import Reader
 
         self._ingest()
         try:

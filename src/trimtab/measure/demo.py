@@ -18,7 +18,7 @@ import msgspec
 
 from trimtab.measure.load import Call, Timing
 from trimtab.measure.stats import quantile
-from trimtab.stores import ledger_db
+from trimtab.stores import ledger_db, ledger_reader
 
 MODEL: Final = "smollm2-135m-instruct"
 MACHINE_HOUR_USD: Final = 0.10
@@ -202,7 +202,7 @@ def _spread(values: Sequence[float | None]) -> Spread:
 
 def read_ledger(data_dir: Path, workflow: str) -> Ledger:
     """A phase's rows, summed; read it once the gateway has stopped, since then all rows are there."""
-    with ledger_db.Reader(data_dir / ledger_db.FILE_NAME) as reader:
+    with ledger_reader.Reader(data_dir / ledger_db.FILE_NAME) as reader:
         rows = reader.summary(where={"workflow": workflow})
         machine_s = sum(row["machine_s"] for row in reader.export(attempts=True) if row["workflow"] == workflow)
     if not rows:

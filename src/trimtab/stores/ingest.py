@@ -25,7 +25,7 @@ from trimtab.errors import TrimtabError
 from trimtab.ledger import LedgerEntry, interrupted, settle
 from trimtab.prices import Prices
 from trimtab.stores import ledger_db
-from trimtab.types import NO_USAGE, Intent, Record, Usage
+from trimtab.types import NO_USAGE, Intent, Record, Stages, Usage
 
 if TYPE_CHECKING:
     import sqlite3
@@ -47,6 +47,7 @@ class _Batch:
         self.offset = 0
         self.bad_lines = 0
         self.entries: list[LedgerEntry] = []
+        self.stages: list[Stages] = []
         self.intents: dict[tuple[str, int], Intent] = {}
         self.settled: set[str] = set()
 
@@ -63,7 +64,7 @@ class Ingester:
         self._database = data_dir / ledger_db.FILE_NAME
         self._lock_path = data_dir / "run" / "ingest.lock"
         self._prices = prices
-        self._decode = msgspec.json.Decoder(Intent | Record).decode
+        self._decode = msgspec.json.Decoder(Intent | Record | Stages).decode
         self._lock_fd = -1
         self._connection: sqlite3.Connection | None = None
         self._offsets: dict[str, int] = {}
@@ -212,11 +213,15 @@ class Ingester:
             position += length + 1
         with _transaction(connection):
             new = ledger_db.insert_entries(connection, batch.entries)
+            ledger_db.insert_stages(connection, batch.stages)
             self._store_progress(connection, batch)
         self._remember(batch)
         return new
 
-    def _sort(self, batch: _Batch, message: Intent | Record) -> None:
+    def _sort(self, batch: _Batch, message: Intent | Record | Stages) -> None:
+        if isinstance(message, Stages):
+            batch.stages.append(message)
+            return
         if isinstance(message, Intent):
             if message.id not in batch.settled:
                 batch.intents[message.id, message.n] = message

@@ -29,7 +29,7 @@ import msgspec
 from msgspec import structs
 
 from trimtab.errors import ConfigError, Overloaded
-from trimtab.types import Intent, Record
+from trimtab.types import Intent, Record, Stages
 
 _log = logging.getLogger(__name__)
 
@@ -133,15 +133,17 @@ class FileJournal:
 
     def intent(self, intent: Intent) -> None:
         """Append before an upstream call. Raises Overloaded when lines can no longer be kept (disk full for long)."""
-        if self._waiting:
-            self.flush()
-            if len(self._waiting) >= self._max_waiting or self._waiting_bytes >= self._max_waiting_bytes:
-                raise Overloaded("the ledger cannot be written: disk full? Free space in server.data_dir")
+        self._make_room()
         if intent.id not in self._settled_in:
             current = self._files[-1]
             self._settled_in[intent.id] = current
             current.open_requests += 1
         self._append(self._line(intent), "")
+
+    def note(self, stages: Stages) -> None:
+        """Append what the application says about a request. Raises Overloaded as `intent` does."""
+        self._make_room()
+        self._append(self._line(stages), "")
 
     def row(self, record: Record) -> None:
         """Append the settled request; never raises. A row that cannot be written yet waits in memory."""
@@ -178,7 +180,13 @@ class FileJournal:
             file.close()
         self._files = []
 
-    def _line(self, message: Intent | Record) -> bytes:
+    def _make_room(self) -> None:
+        if self._waiting:
+            self.flush()
+            if len(self._waiting) >= self._max_waiting or self._waiting_bytes >= self._max_waiting_bytes:
+                raise Overloaded("the ledger cannot be written: disk full? Free space in server.data_dir")
+
+    def _line(self, message: Intent | Record | Stages) -> bytes:
         try:
             return self._encode(message) + b"\n"
         except (UnicodeEncodeError, OverflowError):  # a lone surrogate of a client, an absurd count of an upstream
@@ -248,7 +256,7 @@ def _fill(fd: int, offset: int, length: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-_TAGS = {Intent: "intent", Record: "row"}
+_TAGS = {Intent: "intent", Record: "row", Stages: "stages"}
 
 
 def _encodable(value: Any) -> Any:

@@ -1,23 +1,29 @@
 """What the server answers, path by path.
 
-POST /v1/chat/completions and /v1/messages take the straight line; GET /v1/models, /healthz, /readyz, /metrics and
-/v1/trimtab/requests/ID are answered here; every other /v1/* path passes through to its upstream with a ledger row.
+POST /v1/chat/completions and /v1/messages take the straight line; GET /v1/models, /healthz, /readyz, /metrics,
+/v1/trimtab/requests/ID and POST /v1/trimtab/requests/ID/stages are answered here; every other /v1/* path passes through
+to its upstream with a ledger row.
 """
 
 from __future__ import annotations
 
+import re
+
+import msgspec
 from msgspec import structs
 
 from trimtab.errors import MethodNotAllowed, NotFound, TrimtabError, Unauthenticated
 from trimtab.flight import Flight, Message
 from trimtab.protocols import CODECS
-from trimtab.types import Attempt, Dialect, Request, Scope
+from trimtab.types import Attempt, Dialect, Request, Scope, Stages
 from trimtab.wire.gateway import Gateway
-from trimtab.wire.intake import Head, scope_of
+from trimtab.wire.intake import Head, scope_of, stages_after
 from trimtab.wire.server import ClientGone, Exchange
 
 _CHAT = {"/v1/chat/completions": Dialect.OPENAI, "/v1/messages": Dialect.ANTHROPIC}
 _NO_HEAD = Head([])
+_STAGES_PATH = re.compile(r"/v1/trimtab/requests/(tt-[0-9a-f]{20,32})/stages")
+_MOST_STAGES_BYTES = 64 << 10
 _RELAYED = ("GET", "POST", "PUT", "PATCH", "DELETE")
 _JSON = (b"content-type", b"application/json")
 _TEXT = (b"content-type", b"text/plain; charset=utf-8")
@@ -86,6 +92,7 @@ async def _chat(gateway: Gateway, exchange: Exchange, dialect: Dialect) -> None:
             gateway.access.passed(head.secret),
             tuple(head.forward),
             head.variant,
+            head.trace,
         )
     )
     flight.app_stages = head.app_stages
@@ -117,6 +124,8 @@ async def _other(gateway: Gateway, exchange: Exchange) -> None:
             exchange.reply(200, [(b"content-type", b"text/plain; version=0.0.4; charset=utf-8")], gateway.scrape())
         elif path.startswith("/v1/trimtab/requests/") and method == "GET":
             await _request_detail(gateway, exchange)
+        elif (match := _STAGES_PATH.fullmatch(path)) and method == "POST":
+            await _stages_after(gateway, exchange, match[1])
         elif path == "/v1/models" and method == "GET":
             gateway.access.tenant(Head(exchange.headers).secret)
             models = CODECS[_dialect_of(exchange)].models(gateway.targets.models(), gateway.created)
@@ -140,6 +149,15 @@ async def _request_detail(gateway: Gateway, exchange: Exchange) -> None:
     exchange.reply(200, [_JSON], found)
 
 
+async def _stages_after(gateway: Gateway, exchange: Exchange, request_id: str) -> None:
+    """The row may not be in the ledger yet, so whether there is such a request is not asked: they meet there."""
+    head = Head(exchange.headers)
+    tenant = gateway.access.tenant(head.secret)
+    stages = stages_after(await exchange.body(_MOST_STAGES_BYTES, head.content_length))
+    gateway.shared.journal.note(Stages(request_id, tenant, gateway.clock.wall(), stages))
+    exchange.reply(202, [_JSON], msgspec.json.encode({"request_id": request_id, "stages": stages}))
+
+
 async def _relay(gateway: Gateway, exchange: Exchange) -> None:
     clock, dialect, path = gateway.clock, _dialect_of(exchange), exchange.path
     start, at = clock.mono(), clock.wall()
@@ -156,7 +174,21 @@ async def _relay(gateway: Gateway, exchange: Exchange) -> None:
         return
     secret = gateway.access.passed(head.secret)
     flight = Flight(
-        Request(gateway.ids.next(), dialect, path, where, model, {}, False, False, len(body), at, start, secret)
+        Request(
+            gateway.ids.next(),
+            dialect,
+            path,
+            where,
+            model,
+            {},
+            False,
+            False,
+            len(body),
+            at,
+            start,
+            secret,
+            trace=head.trace,
+        )
     )
     flight.app_stages = head.app_stages
     headers = list(head.forward)

@@ -13,7 +13,7 @@ from trimtab.config import Config
 from trimtab.errors import ModelNotFound
 from trimtab.pipeline import Pipeline
 from trimtab.ports import Clock, Engine, Lever
-from trimtab.stores import ledger_db
+from trimtab.stores import ledger_db, ledger_reader
 from trimtab.types import Dialect, Target
 from trimtab.wire.access import Access
 from trimtab.wire.intake import Ids
@@ -115,7 +115,7 @@ class Gateway:
             await asyncio.sleep(0.1)
 
     def _row(self, request_id: str) -> dict[str, Any] | None:
-        with ledger_db.Reader(self.shared.data_dir / ledger_db.FILE_NAME) as reader:
+        with ledger_reader.Reader(self.shared.data_dir / ledger_db.FILE_NAME) as reader:
             row = reader.show(request_id)
         return row if row is not None and row["id"] == request_id else None
 

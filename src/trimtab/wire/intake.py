@@ -7,12 +7,16 @@ import re
 from collections.abc import Mapping
 from itertools import count
 
+import msgspec
+
+from trimtab import trace_context
 from trimtab.errors import BadRequest
 from trimtab.types import Scope
 
 _OURS = b"x-trimtab-"
 _STAGES = b"x-trimtab-stages"
-_STAGE = re.compile(r"([A-Za-z][A-Za-z0-9_.-]{0,39})\s*;\s*dur\s*=\s*(\d+(?:\.\d+)?)")
+_STAGE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,39}")
+_STAGE = re.compile(rf"({_STAGE_NAME.pattern})\s*;\s*dur\s*=\s*(\d+(?:\.\d+)?)")
 _MOST_STAGES = 20
 _LONGEST_STAGE_MS = 86_400_000.0
 _SCOPE_FIELDS = (
@@ -27,10 +31,19 @@ _DROPPED = frozenset(
     (
         b"host", b"content-length", b"content-type", b"transfer-encoding", b"connection", b"keep-alive", b"te",
         b"trailer", b"upgrade", b"expect", b"accept-encoding", b"cookie", b"proxy-authorization", b"proxy-connection",
-        b"forwarded", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto", b"x-real-ip",
+        b"forwarded", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto", b"x-real-ip", b"traceparent",
     )
 )  # fmt: skip
 _VARIANT = (b"anthropic-", b"openai-")  # headers that may change the answer
+
+
+class _SaidStage(msgspec.Struct):
+    name: str
+    duration_ms: float
+
+
+class _Said(msgspec.Struct):
+    stages: list[_SaidStage]
 
 
 class Ids:
@@ -48,13 +61,14 @@ class Ids:
 class Head:
     """A request's headers, sorted into those for upstream, the client's secret and our own."""
 
-    __slots__ = ("app_stages", "content_length", "content_type", "forward", "ours", "secret", "variant")
+    __slots__ = ("app_stages", "content_length", "content_type", "forward", "ours", "secret", "trace", "variant")
 
     def __init__(self, headers: list[tuple[bytes, bytes]]) -> None:
         self.forward: list[tuple[bytes, bytes]] = []
         self.ours: dict[str, str] = {}
         self.app_stages: dict[str, float] = {}
         self.secret = ""
+        self.trace = ""
         self.content_length = 0
         self.content_type = b""
         self.variant = b""
@@ -65,6 +79,8 @@ class Head:
                     self.content_length = int(value)
                 elif name == b"content-type":
                     self.content_type = value
+                elif name == b"traceparent":
+                    self.trace = trace_context.accept(value)
             elif name == b"authorization":
                 if value[:7].lower() == b"bearer ":
                     self.secret = value[7:].strip().decode("latin-1")
@@ -100,6 +116,32 @@ def stages_in(text: str) -> dict[str, float]:
                 param=_STAGES.decode(),
             )
         found[match[1]] = found.get(match[1], 0.0) + float(match[2]) / 1000
+    return found
+
+
+def stages_after(body: bytes) -> dict[str, float]:
+    """The stages in seconds of `{"stages": [{"name": "validation", "duration_ms": 12.5}]}`. Raises BadRequest."""
+    try:
+        said = msgspec.json.decode(body, type=_Said).stages
+    except msgspec.DecodeError as error:
+        raise BadRequest(
+            f'{error}; send {{"stages": [{{"name": "validation", "duration_ms": 12.5}}]}}', param="stages"
+        ) from None
+    if not 0 < len(said) <= _MOST_STAGES:
+        raise BadRequest(f"send 1 to {_MOST_STAGES} stages at once, not {len(said)}", param="stages")
+    found: dict[str, float] = {}
+    for n, stage in enumerate(said):
+        if not _STAGE_NAME.fullmatch(stage.name):
+            raise BadRequest(
+                f"{stage.name[:60]!r} is no name: a letter, then up to 39 letters, digits and ._-",
+                param=f"stages[{n}].name",
+            )
+        if not 0 <= stage.duration_ms <= _LONGEST_STAGE_MS:
+            raise BadRequest(
+                f"{stage.duration_ms:g} is no duration: milliseconds from 0 to {_LONGEST_STAGE_MS:.0f}",
+                param=f"stages[{n}].duration_ms",
+            )
+        found[stage.name] = found.get(stage.name, 0.0) + stage.duration_ms / 1000
     return found
 
 
