@@ -4,7 +4,7 @@ PY ?= $(shell tools/pick-python)
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test check lock bench-overhead bench-replay clean
+.PHONY: help demo test check lock bench-overhead bench-replay bench-telemetry clean
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
 
@@ -40,6 +40,9 @@ bench-overhead: $(VENV)/.dev ## CPU per request beside nginx, LiteLLM and others
 
 bench-replay: $(VENV)/.dev ## is `trimtab replay` right, and how much load can it make (a minute and a half)
 	@$(BIN)/python bench/replay.py
+
+bench-telemetry: $(VENV)/.dev ## what OpenTelemetry costs a request (a minute)
+	@$(BIN)/python bench/telemetry.py
 
 clean: ## remove the environment and caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis dist

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trimtab import config as configuration
 from trimtab.config import Config, registry
@@ -32,6 +32,11 @@ from trimtab.wire.gateway import Gateway, Shared
 from trimtab.wire.intake import Ids
 from trimtab.wire.metrics import Metrics
 from trimtab.wire.server import Server
+
+if TYPE_CHECKING:
+    from trimtab.telemetry.otlp import Otlp
+    from trimtab.telemetry.outlet import Dropped
+    from trimtab.telemetry.request_log import RequestLog
 
 _log = logging.getLogger("trimtab")
 
@@ -178,13 +183,86 @@ def run_worker(
     uvloop.run(worker.serve(sock, ready))
 
 
-def run_ingester(config: Config, stop: threading.Event, ready: Callable[[], None]) -> None:
-    """Move rows from the journals into the ledger's database until `stop`."""
+class Turn:
+    """What signals say to the ingester: stop, or go on with a new configuration."""
+
+    def __init__(self) -> None:
+        self.event = threading.Event()
+        self.stopping = False
+
+    def stop(self, *_: Any) -> None:
+        """A signal handler."""
+        self.stopping = True
+        self.event.set()
+
+    def reload(self, *_: Any) -> None:
+        """A signal handler."""
+        self.event.set()
+
+    def again(self) -> bool:
+        """Whether the ingester is to go on."""
+        self.event.clear()
+        return not self.stopping
+
+
+def run_ingester(config: Config, load: Callable[[], Config], turn: Turn, ready: Callable[[], None]) -> None:
+    """Move rows from the journals into the ledger's database, and tell others of them, until `turn` says stop."""
     from trimtab.stores.ingest import Ingester
 
-    ingester = Ingester(Path(config.server.data_dir), Prices.of_tables(config.prices, config.models))
-    ready()
-    ingester.run(stop)
+    dropped = _drop_counter(Path(config.server.data_dir) / "run")
+    while True:
+        outlets = _outlets(config, os.environ, dropped)
+        ingester = Ingester(Path(config.server.data_dir), Prices.of_tables(config.prices, config.models), [*outlets])
+        ready()
+        ingester.run(turn.event)
+        for outlet in outlets:
+            outlet.close()
+        if not turn.again():
+            return
+        try:
+            config = load()
+        except ConfigError as exc:
+            _log.error("the new configuration has mistakes; the old one stays:\n%s", exc)
+
+
+def _drop_counter(folder: Path) -> Dropped:
+    metrics, lock = Metrics(folder, "ingester"), threading.Lock()
+
+    def dropped(outlet: str, count: int) -> None:
+        with lock:
+            metrics.add(("trimtab_telemetry_dropped_total", outlet), count)
+            metrics.save()
+
+    return dropped
+
+
+def _outlets(config: Config, env: Mapping[str, str], dropped: Dropped) -> list[Otlp | RequestLog]:
+    """Where rows go beyond the ledger. One that cannot be opened is left out, with a line in the log."""
+    outlets: list[Otlp | RequestLog] = []
+    telemetry = config.telemetry
+    endpoint = telemetry.otlp_endpoint or env.get("OTEL_EXPORTER_OTLP_ENDPOINT", "")
+    if endpoint and (missing := configuration.otlp_missing()):
+        _log.warning("OTEL_EXPORTER_OTLP_ENDPOINT: %s", missing)
+    elif endpoint:
+        from trimtab.telemetry.otlp import Otlp
+
+        outlets.append(
+            Otlp(
+                endpoint,
+                sample=telemetry.sample,
+                slow_s=telemetry.slow_s,
+                metrics_every_s=telemetry.metrics_every_s,
+                dropped=dropped,
+            )
+        )
+    if telemetry.request_log:
+        from trimtab.telemetry.request_log import RequestLog
+
+        try:
+            outlets.append(RequestLog(telemetry.request_log, dropped))
+        except OSError as exc:
+            _log.error("telemetry.request_log: %s cannot be written (%s)", telemetry.request_log, exc.strerror)
+    return outlets
 
 
 def run_engine(config: Config, name: str, port: int, ready: Callable[[], None]) -> None:

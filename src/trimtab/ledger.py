@@ -76,6 +76,16 @@ def price_attempt(attempt: AttemptRecord, at: float, prices: Prices) -> Money:
     return money
 
 
+def per_token_s(record: Record) -> float | None:
+    """Seconds per output token after the first, of a stream that a model made and that ended well; else None."""
+    if not record.stream or not record.attempts or record.end != End.OK:
+        return None
+    last = record.attempts[-1]
+    if last.first_token_s is None or last.usage.output_total < 2:
+        return None
+    return (last.end_s - last.first_token_s) / (last.usage.output_total - 1)
+
+
 def sum_usage(usages: Sequence[Usage]) -> Usage:
     """Add token counts class by class."""
     if not usages:

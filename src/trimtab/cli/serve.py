@@ -8,7 +8,6 @@ import os
 import signal
 import socket
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -81,7 +80,7 @@ class _Serve:
             Child(f"worker {n}", self._worker(n), _WORKERS, grace_s=server.shutdown_grace_s + 5, reload=True)
             for n in range(server.workers)
         ]
-        children.append(Child("ingester", self._ingester, _INGESTER))
+        children.append(Child("ingester", self._ingester, _INGESTER, reload=True))
         children += [
             Child(f"engine {name}", self._engine(name), _ENGINES) for name in configuration.own_processes(self._config)
         ]
@@ -132,14 +131,15 @@ class _Serve:
                 self._holders.append(holder)
 
     def _ingester(self, context: Context) -> None:
-        from trimtab.app import run_ingester
+        from trimtab.app import Turn, run_ingester
 
         _name_process("trimtab-ingest")
         self._sock.close()
-        stop = threading.Event()
+        turn = Turn()
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: stop.set())
-        run_ingester(self._config, stop, context.ready)
+            signal.signal(number, turn.stop)
+        signal.signal(signal.SIGHUP, turn.reload)
+        run_ingester(self._config, self._load, turn, context.ready)
 
     def _engine(self, name: str) -> Callable[[Context], int | None]:
         def run(context: Context) -> int:

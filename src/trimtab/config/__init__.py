@@ -4,7 +4,7 @@
 way out. Reading goes straight: loading (find, parse) -> tables (each table alone, by decode) -> checks (the whole).
 """
 
-from trimtab.config.checks import bind_problem, is_loopback
+from trimtab.config.checks import bind_problem, is_loopback, otlp_missing
 from trimtab.config.keys import hash_key, new_key
 from trimtab.config.loading import check, load, locate, with_server
 from trimtab.config.problems import Problem
@@ -46,6 +46,7 @@ __all__ = [
     "load",
     "locate",
     "new_key",
+    "otlp_missing",
     "own_processes",
     "restart_needed",
     "to_toml",

@@ -11,7 +11,7 @@ import msgspec
 
 from trimtab.config.problems import Path, Problems, choices, shown
 from trimtab.config.registry import find
-from trimtab.config.schema import Config, EngineConfig, KeyConfig
+from trimtab.config.schema import Config, EngineConfig, KeyConfig, TelemetryConfig
 
 _BASE_URL = re.compile(r"https?://(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::(?P<port>\d{1,5}))?(?P<path>/\S*)?")
 _VERSION_PART = re.compile(r"/v\d+[a-z0-9]*(/|$)")
@@ -39,6 +39,7 @@ def check_whole(config: Config, document: dict[str, Any], env: Mapping[str, str]
         _check_fallback(("routes", name, "fallback"), route.model, route.fallback, models, problems)
     for name, engine in config.engines.items():
         _check_engine(name, engine, env, problems)
+    _check_telemetry(config.telemetry, problems)
     all_read = bool(engines) and config.engines.keys() == engines
     if all_read and not models and not config.open_engines():
         problems.add(("engines",), 'no model can be served; add a table [models.NAME] with engine = "..."')
@@ -158,6 +159,29 @@ def _check_engine(name: str, engine: EngineConfig, env: Mapping[str, str], probl
         message = _secret_problem(variable, env)
         if message:
             problems.add(path, message)
+
+
+def _check_telemetry(telemetry: TelemetryConfig, problems: Problems) -> None:
+    path = ("telemetry", "otlp_endpoint")
+    endpoint = telemetry.otlp_endpoint
+    if not endpoint or path in problems:
+        return
+    match = _BASE_URL.fullmatch(endpoint)
+    if match is None:
+        problems.add(path, f'{shown(endpoint)} is not a web address; write it like "http://127.0.0.1:4318"')
+    elif (match["path"] or "").endswith(("/v1/traces", "/v1/metrics")):
+        problems.add(path, f'{shown(endpoint)} is the address of one signal; cut it off before "/v1"')
+    elif missing := otlp_missing():
+        problems.add(path, missing)
+
+
+def otlp_missing() -> str:
+    """What has to be installed before anything can be sent to a collector, "" if nothing."""
+    from importlib.util import find_spec
+
+    if find_spec("opentelemetry") and find_spec("opentelemetry.exporter.otlp.proto.http"):
+        return ""
+    return "needs the OpenTelemetry SDK; pip install 'trimtab[otlp]'"
 
 
 def _secret_problem(variable: str, env: Mapping[str, str]) -> str:

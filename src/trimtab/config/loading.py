@@ -115,7 +115,11 @@ def _finish(
         for name, engine in config.engines.items()
     }
     server = msgspec.structs.replace(config.server, data_dir=data_dir(config.server, env, folder))
-    config = msgspec.structs.replace(config, engines=engines, server=server, source=source)
+    telemetry = config.telemetry
+    if telemetry.request_log not in ("", "stdout", "stderr"):
+        log = str((folder / Path(telemetry.request_log).expanduser()).absolute())
+        telemetry = msgspec.structs.replace(telemetry, request_log=log)
+    config = msgspec.structs.replace(config, engines=engines, server=server, telemetry=telemetry, source=source)
     check_whole(config, document, env, problems)
     return (None, problems.sorted()) if len(problems) else (config, [])
 

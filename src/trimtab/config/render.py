@@ -32,6 +32,7 @@ def effective(config: Config, *, whole_hashes: bool = False) -> dict[str, Any]:
         "levers": {name: _plain(lever) for name, lever in config.levers.items()},
         "keys": keys,
         "prices": {name: _plain(price) for name, price in config.prices.items()},
+        "telemetry": _plain(config.telemetry),
     }
 
 

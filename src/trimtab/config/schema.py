@@ -26,6 +26,9 @@ Grace = Annotated[float, Meta(ge=0, le=3600, description="a number of seconds fr
 Retries = Annotated[int, Meta(ge=0, le=10, description="a whole number from 0 to 10")]
 Backoff = Annotated[float, Meta(ge=0, le=60, description="a number of seconds from 0 to 60")]
 RetryAfter = Annotated[float, Meta(ge=0, le=3600, description="a number of seconds from 0 to 3600")]
+Share = Annotated[float, Meta(ge=0, le=1, description="a share from 0 to 1")]
+Slow = Annotated[float, Meta(gt=0, le=86_400, description="a number of seconds, more than 0 and at most 86400")]
+Interval = Annotated[float, Meta(ge=1, le=3600, description="a number of seconds from 1 to 3600")]
 Usd = Annotated[float, Meta(ge=0, le=1_000_000, description="an amount of USD from 0 to 1000000")]
 Hash = Annotated[
     str,
@@ -94,6 +97,20 @@ class RouteConfig(msgspec.Struct, frozen=True):
     levers: dict[str, Any] = {}
 
 
+class TelemetryConfig(msgspec.Struct, frozen=True):
+    """`[telemetry]`: what other systems are told of requests that are in the ledger.
+
+    `otlp_endpoint` is a collector's base URL ("": $OTEL_EXPORTER_OTLP_ENDPOINT, or none); `request_log` is "stdout",
+    "stderr" or a file, absolute once loaded ("": none).
+    """
+
+    otlp_endpoint: str = ""
+    sample: Share = 0.1
+    slow_s: Slow = 10.0
+    metrics_every_s: Interval = 15.0
+    request_log: str = ""
+
+
 class KeyConfig(msgspec.Struct, frozen=True):
     """`[keys.NAME]`: an API key of Trimtab, as its hash; `routes` is an allow-list, empty for all."""
 
@@ -115,6 +132,7 @@ class Config(msgspec.Struct, frozen=True):
     levers: dict[str, Any] = {}
     keys: dict[str, KeyConfig] = {}
     prices: dict[str, PriceConfig] = {}
+    telemetry: TelemetryConfig = TelemetryConfig()
     source: str = ""
 
     def route(self, name: str) -> RouteConfig:

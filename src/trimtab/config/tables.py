@@ -10,7 +10,16 @@ import msgspec
 from trimtab.config.decode import decode, secret_message
 from trimtab.config.problems import Path, Problems, choices, dotted, looks_secret, shown
 from trimtab.config.registry import built_in, find, shared_settings
-from trimtab.config.schema import Config, EngineConfig, KeyConfig, ModelConfig, PriceConfig, RouteConfig, Server
+from trimtab.config.schema import (
+    Config,
+    EngineConfig,
+    KeyConfig,
+    ModelConfig,
+    PriceConfig,
+    RouteConfig,
+    Server,
+    TelemetryConfig,
+)
 from trimtab.errors import ConfigError
 from trimtab.types import Timeouts
 
@@ -46,6 +55,7 @@ def read_tables(document: Table, problems: Problems) -> Config:
         levers=levers,
         keys=read_keys(document, problems),
         prices=read_prices(document, problems),
+        telemetry=decode(TelemetryConfig, document.get("telemetry", {}), ("telemetry",), problems) or TelemetryConfig(),
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from trimtab.errors import BadRequest
+from trimtab.ledger import per_token_s
 from trimtab.sketch import QUANTILES, Sketch
 from trimtab.types import End, Record
 
@@ -33,7 +34,7 @@ def add(connection: sqlite3.Connection, records: Iterable[Record]) -> None:
             continue
         s = r.scope
         group = (int(r.at // _HOUR_S), s.tenant, s.route, r.model, s.prompt_version, int(r.cache == "hit"))
-        for metric, value in zip(METRICS, (r.ttft_s, _tpot_s(r), r.total_s), strict=True):
+        for metric, value in zip(METRICS, (r.ttft_s, per_token_s(r), r.total_s), strict=True):
             if value is not None:
                 fresh.setdefault((*group, metric), Sketch()).add(value)
     where = " AND ".join(f"{name} = ?" for name in ("hour", *GROUPS, "metric"))
@@ -44,16 +45,6 @@ def add(connection: sqlite3.Connection, records: Iterable[Record]) -> None:
             sketch.merge(Sketch.decode(stored[0]))
         rows.append((*key, sketch.encode()))
     connection.executemany("INSERT OR REPLACE INTO latencies VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
-
-
-def _tpot_s(record: Record) -> float | None:
-    """Seconds per output token after the first, of a stream that a model made."""
-    if not record.stream or not record.attempts:
-        return None
-    last = record.attempts[-1]
-    if last.first_token_s is None or last.usage.output_total < 2:
-        return None
-    return (last.end_s - last.first_token_s) / (last.usage.output_total - 1)
 
 
 def query(

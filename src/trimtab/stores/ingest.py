@@ -13,7 +13,7 @@ import fcntl
 import logging
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,6 +38,9 @@ _CHUNK_BYTES = 1 << 20  # read, priced and committed at once: about 1,000 rows
 _MAX_TOKENS = 2**36  # an upstream that reports more is not believed: sums and money would overflow SQLite's integers
 _SLOWEST_RETRY_S = 5.0
 
+Observer = Callable[[Sequence[LedgerEntry]], None]
+"""Told of rows once they are committed: each at most once. What it raises is logged, and stops nothing."""
+
 
 class _Batch:
     """What one transaction changes."""
@@ -58,8 +61,9 @@ class Ingester:
     One process at a time: the others' `run_once` does nothing. Not thread-safe; create it after a fork.
     """
 
-    def __init__(self, data_dir: Path, prices: Prices) -> None:
+    def __init__(self, data_dir: Path, prices: Prices, observers: Sequence[Observer] = ()) -> None:
         self.bad_lines = 0
+        self._observers = observers
         self._folder = data_dir / JOURNAL_FOLDER
         self._database = data_dir / ledger_db.FILE_NAME
         self._lock_path = data_dir / "run" / "ingest.lock"
@@ -216,7 +220,8 @@ class Ingester:
             ledger_db.insert_stages(connection, batch.stages)
             self._store_progress(connection, batch)
         self._remember(batch)
-        return new
+        self._tell(new)
+        return len(new)
 
     def _sort(self, batch: _Batch, message: Intent | Record | Stages) -> None:
         if isinstance(message, Stages):
@@ -230,6 +235,13 @@ class Ingester:
         batch.settled.add(message.id)
         for attempt in message.attempts:
             batch.intents.pop((message.id, attempt.n), None)
+
+    def _tell(self, rows: Sequence[LedgerEntry]) -> None:
+        for observer in self._observers if rows else ():
+            try:
+                observer(rows)
+            except Exception:
+                _log.exception("rows are in the ledger, but %r could not take them", observer)
 
     def _report(self, batch: _Batch, position: int, error: Exception) -> None:
         batch.bad_lines += 1
@@ -278,10 +290,12 @@ class Ingester:
                 for request_id in lost
             ]
             with _transaction(connection):
-                new = ledger_db.insert_entries(connection, entries)
+                rows = ledger_db.insert_entries(connection, entries)
                 connection.executemany("DELETE FROM open_intents WHERE request_id = ?", [(i,) for i in lost])
             for request_id in lost:
                 del self._open[request_id]
+            self._tell(rows)
+            new = len(rows)
             _log.warning("requests in flight when their process stopped: %d; the ledger has them as estimates", new)
         for name in dead:
             (self._folder / name).unlink(missing_ok=True)

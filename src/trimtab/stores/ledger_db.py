@@ -169,8 +169,8 @@ def attempt_rows(entry: LedgerEntry) -> list[tuple[Any, ...]]:
     return rows
 
 
-def insert_entries(connection: sqlite3.Connection, entries: Sequence[LedgerEntry]) -> int:
-    """Insert rows inside the caller's transaction; returns how many were new.
+def insert_entries(connection: sqlite3.Connection, entries: Sequence[LedgerEntry]) -> list[LedgerEntry]:
+    """Insert rows inside the caller's transaction; returns those that were new.
 
     Idempotent by request id: the first row wins, but a real one replaces an `interrupted` one.
     """
@@ -200,7 +200,7 @@ def insert_entries(connection: sqlite3.Connection, entries: Sequence[LedgerEntry
         _insert("attempts", ATTEMPT_COLUMNS), [row for entry in chosen.values() for row in attempt_rows(entry)]
     )
     _latencies.add(connection, [entry.record for entry in chosen.values()])
-    return len(chosen)
+    return list(chosen.values())
 
 
 def insert_stages(connection: sqlite3.Connection, said: Iterable[Stages]) -> None:

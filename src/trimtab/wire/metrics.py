@@ -49,6 +49,11 @@ _METRICS = {
     "trimtab_journal_waiting_rows": _Metric("gauge", (), "Rows in memory because the journal cannot be written."),
     "trimtab_cache_entries": _Metric("gauge", (), "Answers in the exact cache.", shared=True),
     "trimtab_cache_errors_total": _Metric("counter", (), "Failures of the exact cache's store."),
+    "trimtab_telemetry_dropped_total": _Metric(
+        "counter",
+        ("outlet",),
+        "Rows that left no trace elsewhere: a collector or log was down or slow. The ledger has them.",
+    ),
     "trimtab_in_flight_requests": _Metric("gauge", (), "Requests being answered now."),
 }
 
