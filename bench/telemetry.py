@@ -106,7 +106,7 @@ def ingest(made: list[Record], kind: str, port: int) -> float:
             )  # fmt: skip
         elif kind == "log":
             outlets.append(RequestLog(os.devnull, dropped))
-        ingester = Ingester(Path(folder), Prices.of_tables({}, {}), outlets)
+        ingester = Ingester(Path(folder), Prices.of_tables({}, {}), observers=outlets)
         if outlets:
             outlets[0].limit = len(made)  # a journal read at once must not look as if telemetry dropped its work
         began = time.process_time()

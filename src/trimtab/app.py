@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from trimtab.telemetry.otlp import Otlp
     from trimtab.telemetry.outlet import Dropped
     from trimtab.telemetry.request_log import RequestLog
+    from trimtab.telemetry.webhook import Webhook
 
 _log = logging.getLogger("trimtab")
 
@@ -212,10 +213,17 @@ def run_ingester(config: Config, load: Callable[[], Config], turn: Turn, ready: 
     dropped = _drop_counter(Path(config.server.data_dir) / "run")
     while True:
         outlets = _outlets(config, os.environ, dropped)
-        ingester = Ingester(Path(config.server.data_dir), Prices.of_tables(config.prices, config.models), [*outlets])
+        webhook = _webhook(config, os.environ, dropped)
+        ingester = Ingester(
+            Path(config.server.data_dir),
+            Prices.of_tables(config.prices, config.models),
+            config.objectives(),
+            [*outlets],
+            webhook,
+        )
         ready()
         ingester.run(turn.event)
-        for outlet in outlets:
+        for outlet in (*outlets, *([webhook] if webhook else [])):
             outlet.close()
         if not turn.again():
             return
@@ -234,6 +242,15 @@ def _drop_counter(folder: Path) -> Dropped:
             metrics.save()
 
     return dropped
+
+
+def _webhook(config: Config, env: Mapping[str, str], dropped: Dropped) -> Webhook | None:
+    url = env.get(config.telemetry.alert_webhook_env or "\0", "").strip()
+    if not url:
+        return None
+    from trimtab.telemetry.webhook import Webhook
+
+    return Webhook(url, dropped)
 
 
 def _outlets(config: Config, env: Mapping[str, str], dropped: Dropped) -> list[Otlp | RequestLog]:

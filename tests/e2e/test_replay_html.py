@@ -15,6 +15,7 @@ import pytest
 from trimtab.measure import report
 from trimtab.measure.html import render
 from trimtab.measure.load import Timing
+from trimtab.slo import SLOS
 
 QUIET = [
     "--headless",
@@ -52,7 +53,7 @@ def a_report() -> report.Report:
                error="" if n % 50 else "refused <b>&", gaps_s=(0.01, 0.02))
         for n in range(300)
     ]  # fmt: skip
-    settings = report.Settings("http://127.0.0.1:1/v1", "m", "<trace>&.csv", "azure", 1.0, 0, report.SLOS["chat"])
+    settings = report.Settings("http://127.0.0.1:1/v1", "m", "<trace>&.csv", "azure", 1.0, 0, SLOS["chat"])
     return report.make(settings, report.Run(timings, 300), "1", lambda _: 0.001)
 
 

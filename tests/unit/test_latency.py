@@ -126,8 +126,10 @@ def test_a_ledger_of_an_earlier_version_is_taken_over(database, version):
     fill(database, [entry(1)])
     with sqlite3.connect(database) as connection:
         later = (
-            "DROP TABLE later_stages; DROP INDEX requests_trace; ALTER TABLE requests DROP COLUMN trace_id;"
-            + "DROP TABLE latencies;" * (version < 2)
+            "DROP TABLE later_stages; DROP TABLE slo_minutes; DROP TABLE slo_alarms;"
+            "DROP INDEX requests_trace; ALTER TABLE requests DROP COLUMN trace_id;"
+            + "DROP TABLE latencies;"
+            * (version < 2)
         )
         connection.executescript(f"{later} PRAGMA user_version = {version};")
     with ledger_reader.Reader(database) as reader:

@@ -19,6 +19,7 @@ from trimtab.measure.load import Timing
 from trimtab.measure.prompts import PromptMaker, calibrate
 from trimtab.measure.target import fits
 from trimtab.measure.traces import Traced
+from trimtab.slo import SLOS, parse_slo
 
 AZURE = """TIMESTAMP,ContextTokens,GeneratedTokens
 2023-11-16 18:17:03.9799600,4808,10
@@ -203,14 +204,14 @@ def test_differences_are_called_real_only_where_they_are():
     ],
 )
 def test_slos(text, limits):
-    slo = report.parse_slo(text)
+    slo = parse_slo(text)
     assert (slo.ttft_s, slo.tpot_s, slo.total_s) == limits
 
 
 @pytest.mark.parametrize("text", ["", "fast", "ttft=300", "ttft=1s;e2e=2s"])
 def test_what_is_no_slo(text):
     with pytest.raises(BadRequest, match="no limit"):
-        report.parse_slo(text)
+        parse_slo(text)
 
 
 def settings(**changes):
@@ -221,7 +222,7 @@ def settings(**changes):
         "kind": "azure",
         "speed": 1.0,
         "seed": 0,
-        "slo": report.SLOS["chat"],
+        "slo": SLOS["chat"],
     }
     return report.Settings(**(fields | changes))
 

@@ -106,7 +106,7 @@ class Place:
 
         try:
             found = config.load(self._config_path, os.environ)
-            ingester = Ingester(self.data_dir, Prices.of_tables(found.prices, found.models))
+            ingester = Ingester(self.data_dir, Prices.of_tables(found.prices, found.models), found.objectives())
             ingester.run_once()
             ingester.close()
         except (sqlite3.Error, OSError, ConfigError) as error:

@@ -164,8 +164,9 @@ async def _run(trace: Path, options: dict[str, Any]) -> Report:
     from trimtab.measure.contention import Contention
     from trimtab.measure.load import Limits
     from trimtab.measure.target import Shape, Target, fits
+    from trimtab.slo import parse_slo
 
-    slo = report.parse_slo(options["slo_text"])
+    slo = parse_slo(options["slo_text"])
     read = traces.read(
         trace,
         kind=options["kind"] or "",

@@ -19,6 +19,8 @@ from trimtab.config.schema import (
     PriceConfig,
     RouteConfig,
     Server,
+    SloConfig,
+    TelemetryConfig,
     own_processes,
     restart_needed,
 )
@@ -35,6 +37,8 @@ __all__ = [
     "Problem",
     "RouteConfig",
     "Server",
+    "SloConfig",
+    "TelemetryConfig",
     "bind_problem",
     "check",
     "effective",

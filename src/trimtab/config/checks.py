@@ -12,6 +12,8 @@ import msgspec
 from trimtab.config.problems import Path, Problems, choices, shown
 from trimtab.config.registry import find
 from trimtab.config.schema import Config, EngineConfig, KeyConfig, TelemetryConfig
+from trimtab.errors import BadRequest
+from trimtab.slo import parse_slo
 
 _BASE_URL = re.compile(r"https?://(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::(?P<port>\d{1,5}))?(?P<path>/\S*)?")
 _VERSION_PART = re.compile(r"/v\d+[a-z0-9]*(/|$)")
@@ -37,9 +39,14 @@ def check_whole(config: Config, document: dict[str, Any], env: Mapping[str, str]
         if route.model and route.model not in models:
             problems.add(("routes", name, "model"), _unknown_model(route.model, models))
         _check_fallback(("routes", name, "fallback"), route.model, route.fallback, models, problems)
+        if route.slo is not None:
+            try:
+                parse_slo(route.slo.targets)
+            except BadRequest as error:
+                problems.add(("routes", name, "slo", "targets"), error.message)
     for name, engine in config.engines.items():
         _check_engine(name, engine, env, problems)
-    _check_telemetry(config.telemetry, problems)
+    _check_telemetry(config.telemetry, env, problems)
     all_read = bool(engines) and config.engines.keys() == engines
     if all_read and not models and not config.open_engines():
         problems.add(("engines",), 'no model can be served; add a table [models.NAME] with engine = "..."')
@@ -161,7 +168,14 @@ def _check_engine(name: str, engine: EngineConfig, env: Mapping[str, str], probl
             problems.add(path, message)
 
 
-def _check_telemetry(telemetry: TelemetryConfig, problems: Problems) -> None:
+def _check_telemetry(telemetry: TelemetryConfig, env: Mapping[str, str], problems: Problems) -> None:
+    hook = ("telemetry", "alert_webhook_env")
+    if telemetry.alert_webhook_env and hook not in problems:
+        message = _secret_problem(telemetry.alert_webhook_env, env)
+        if not message and not env[telemetry.alert_webhook_env].strip().startswith(("http://", "https://")):
+            message = f"the environment variable {telemetry.alert_webhook_env} holds no web address"
+        if message:
+            problems.add(hook, message)
     path = ("telemetry", "otlp_endpoint")
     endpoint = telemetry.otlp_endpoint
     if not endpoint or path in problems:

@@ -12,6 +12,7 @@ import msgspec
 from msgspec import Meta
 
 from trimtab.config.registry import find, shared_settings
+from trimtab.slo import Objective, parse_slo
 from trimtab.types import Timeouts
 
 DEFAULT_ROUTE = "default"
@@ -27,6 +28,7 @@ Retries = Annotated[int, Meta(ge=0, le=10, description="a whole number from 0 to
 Backoff = Annotated[float, Meta(ge=0, le=60, description="a number of seconds from 0 to 60")]
 RetryAfter = Annotated[float, Meta(ge=0, le=3600, description="a number of seconds from 0 to 3600")]
 Share = Annotated[float, Meta(ge=0, le=1, description="a share from 0 to 1")]
+ObjectiveShare = Annotated[float, Meta(ge=0.5, le=0.99999, description="a share from 0.5 to 0.99999")]
 Slow = Annotated[float, Meta(gt=0, le=86_400, description="a number of seconds, more than 0 and at most 86400")]
 Interval = Annotated[float, Meta(ge=1, le=3600, description="a number of seconds from 1 to 3600")]
 Usd = Annotated[float, Meta(ge=0, le=1_000_000, description="an amount of USD from 0 to 1000000")]
@@ -82,6 +84,13 @@ class ModelConfig(msgspec.Struct, frozen=True):
     price: PriceConfig | None = None
 
 
+class SloConfig(msgspec.Struct, frozen=True):
+    """`[routes.NAME.slo]`: which share of the route's requests is to be good; `targets` as `slo.parse_slo` reads it."""
+
+    targets: str = "chat"
+    objective: ObjectiveShare = 0.99
+
+
 class RouteConfig(msgspec.Struct, frozen=True):
     """`[routes.NAME]`: how one use case is served.
 
@@ -94,6 +103,7 @@ class RouteConfig(msgspec.Struct, frozen=True):
     backoff_s: Backoff = 0.5
     retry_after_max_s: RetryAfter = 20.0
     timeouts: Timeouts = Timeouts()
+    slo: SloConfig | None = None
     levers: dict[str, Any] = {}
 
 
@@ -101,7 +111,8 @@ class TelemetryConfig(msgspec.Struct, frozen=True):
     """`[telemetry]`: what other systems are told of requests that are in the ledger.
 
     `otlp_endpoint` is a collector's base URL ("": $OTEL_EXPORTER_OTLP_ENDPOINT, or none); `request_log` is "stdout",
-    "stderr" or a file, absolute once loaded ("": none).
+    "stderr" or a file, absolute once loaded ("": none); `alert_webhook_env` names the variable that holds the URL
+    to which alarms are sent, which is a secret.
     """
 
     otlp_endpoint: str = ""
@@ -109,6 +120,7 @@ class TelemetryConfig(msgspec.Struct, frozen=True):
     slow_s: Slow = 10.0
     metrics_every_s: Interval = 15.0
     request_log: str = ""
+    alert_webhook_env: str = ""
 
 
 class KeyConfig(msgspec.Struct, frozen=True):
@@ -139,6 +151,13 @@ class Config(msgspec.Struct, frozen=True):
         """The settings of a route; a name without a table of its own gets those of `default`, or plain defaults."""
         routes = self.routes
         return routes.get(name) or routes.get(DEFAULT_ROUTE) or DEFAULT_ROUTE_CONFIG
+
+    def objectives(self) -> dict[str, Objective | None]:
+        """The service levels by route; routes without a table of their own have that of `default`."""
+        return {
+            name: None if route.slo is None else Objective(parse_slo(route.slo.targets), route.slo.objective)
+            for name, route in self.routes.items()
+        }
 
     def lever_settings(self, lever: str, route: str) -> Any:
         """The `Config` of a lever on a route: the route's override, else the lever's table, else its defaults.

@@ -12,7 +12,6 @@ Metric names and statistics follow aiperf's JSON where it has them; times are mi
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Final
@@ -23,52 +22,10 @@ from trimtab.errors import BadRequest
 from trimtab.measure.contention import NOISY
 from trimtab.measure.load import Timing
 from trimtab.measure.stats import Difference, Summary, differences, quantile, summarise
+from trimtab.slo import Slo
 
 SCHEMA: Final = "trimtab-replay/1"
 _ERRORS_NAMED: Final = 10
-
-
-class Slo(msgspec.Struct, frozen=True):
-    """Upper limits in seconds for one request, None for none. A request is good if it is whole and within all."""
-
-    name: str
-    ttft_s: float | None = None
-    tpot_s: float | None = None
-    total_s: float | None = None
-
-    def met(self, timing: Timing) -> bool:
-        """Whether a request was good; a limit on what an answer does not have (a first token) is not met."""
-        values = (timing.ttft_s, tpot_s(timing), timing.total_s)
-        return timing.ok and all(
-            limit is None or (value is not None and value <= limit)
-            for limit, value in zip((self.ttft_s, self.tpot_s, self.total_s), values, strict=True)
-        )
-
-
-# The use cases' targets: what users of such applications wait for.
-SLOS: Final = {
-    "chat": Slo("chat", ttft_s=0.5),
-    "completion": Slo("completion", ttft_s=0.1),
-    "batch": Slo("batch", total_s=30.0),
-}
-_SLO_FIELDS: Final = {"ttft": "ttft_s", "tpot": "tpot_s", "e2e": "total_s"}
-_UNITS_S: Final = {"ms": 0.001, "s": 1.0}
-
-
-def parse_slo(text: str) -> Slo:
-    """A use case's name, or limits such as "ttft=500ms,tpot=50ms,e2e=10s". Raises BadRequest."""
-    if text in SLOS:
-        return SLOS[text]
-    limits: dict[str, float] = {}
-    for part in text.split(","):
-        match = re.fullmatch(r"\s*(ttft|tpot|e2e)\s*(?:=|<=?)\s*(\d+(?:\.\d+)?)\s*(ms|s)\s*", part)
-        if match is None:
-            raise BadRequest(
-                f"{part!r} is no limit; name a use case ({', '.join(SLOS)}) or say ttft=500ms,tpot=50ms,e2e=10s",
-                param="slo",
-            )
-        limits[_SLO_FIELDS[match[1]]] = float(match[2]) * _UNITS_S[match[3]]
-    return Slo(text.replace(" ", ""), **limits)
 
 
 class Settings(msgspec.Struct, frozen=True):
@@ -214,7 +171,7 @@ def make(settings: Settings, run: Run, version: str, price: Callable[[Timing], f
         "errored": [timing for timing in timings if not timing.ok and not timing.cancelled],
         "cancelled": [timing for timing in timings if timing.cancelled],
     }
-    good = sum(settings.slo.met(timing) for timing in timings)
+    good = sum(t.ok and settings.slo.met(t.ttft_s, tpot_s(t), t.total_s) for t in timings)
     whole = ends["successful"]
     metrics = {
         name: summarise(values(name, whole), unit, intervals=name != _DEPENDENT)

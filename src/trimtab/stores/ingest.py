@@ -13,6 +13,7 @@ import fcntl
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +25,8 @@ from msgspec import structs
 from trimtab.errors import TrimtabError
 from trimtab.ledger import LedgerEntry, interrupted, settle
 from trimtab.prices import Prices
-from trimtab.stores import ledger_db
+from trimtab.slo import Alarm
+from trimtab.stores import _slos, ledger_db
 from trimtab.types import NO_USAGE, Intent, Record, Stages, Usage
 
 if TYPE_CHECKING:
@@ -37,6 +39,7 @@ _FIRST_BYTES = 64 << 10  # of a file that has grown little, as most have between
 _CHUNK_BYTES = 1 << 20  # read, priced and committed at once: about 1,000 rows
 _MAX_TOKENS = 2**36  # an upstream that reports more is not believed: sums and money would overflow SQLite's integers
 _SLOWEST_RETRY_S = 5.0
+_CHECK_S = 10.0  # between two looks at the alarms
 
 Observer = Callable[[Sequence[LedgerEntry]], None]
 """Told of rows once they are committed: each at most once. What it raises is logged, and stops nothing."""
@@ -61,9 +64,19 @@ class Ingester:
     One process at a time: the others' `run_once` does nothing. Not thread-safe; create it after a fork.
     """
 
-    def __init__(self, data_dir: Path, prices: Prices, observers: Sequence[Observer] = ()) -> None:
+    def __init__(
+        self,
+        data_dir: Path,
+        prices: Prices,
+        objectives: _slos.Objectives | None = None,
+        observers: Sequence[Observer] = (),
+        on_alarm: Callable[[Alarm], None] | None = None,
+    ) -> None:
         self.bad_lines = 0
+        self._objectives = objectives or {}
         self._observers = observers
+        self._on_alarm = on_alarm
+        self._checked_at = 0.0  # monotonic; when alarms were looked at
         self._folder = data_dir / JOURNAL_FOLDER
         self._database = data_dir / ledger_db.FILE_NAME
         self._lock_path = data_dir / "run" / "ingest.lock"
@@ -104,6 +117,9 @@ class Ingester:
             last = stop.wait(wait_s)
             try:
                 self.run_once()
+                if time.monotonic() - self._checked_at >= _CHECK_S:
+                    self._checked_at = time.monotonic()
+                    self.check_alarms(time.time())
                 if failing:
                     _log.warning("the ledger is ingested again")
                 failing, wait_s = False, interval_s
@@ -116,6 +132,18 @@ class Ingester:
             if last:
                 self.close()
                 return
+
+    def check_alarms(self, now: float) -> None:
+        """See whether alarms begin or end at `now` (unix seconds), remember, log and tell it. Raises as `run_once`."""
+        if not self._objectives or not self._take_lock():
+            return
+        connection = self._connect()
+        with _transaction(connection):
+            changes = _slos.check(connection, self._objectives, now)
+        for alarm in changes:
+            _log.log(logging.ERROR if alarm.firing else logging.INFO, "%s", alarm.text)
+            if self._on_alarm is not None:
+                self._on_alarm(alarm)
 
     def close(self) -> None:
         """Release the database and the lock."""
@@ -218,6 +246,7 @@ class Ingester:
         with _transaction(connection):
             new = ledger_db.insert_entries(connection, batch.entries)
             ledger_db.insert_stages(connection, batch.stages)
+            _slos.add(connection, [entry.record for entry in new], self._objectives)
             self._store_progress(connection, batch)
         self._remember(batch)
         self._tell(new)
@@ -291,6 +320,7 @@ class Ingester:
             ]
             with _transaction(connection):
                 rows = ledger_db.insert_entries(connection, entries)
+                _slos.add(connection, [entry.record for entry in rows], self._objectives)
                 connection.executemany("DELETE FROM open_intents WHERE request_id = ?", [(i,) for i in lost])
             for request_id in lost:
                 del self._open[request_id]

@@ -4,6 +4,7 @@
 attempts. `open_intents` are calls in flight, `journal_offsets` how far each journal file was read; all four change in
 one transaction, so that nothing is lost or counted twice. Money is integer nano-USD, NULL where it is unpriced.
 `later_stages` are what the application did with an answer, joined when a request is shown.
+`slo_minutes` count good and bad requests, `slo_alarms` are on (`_slos.py`).
 `latencies` has a sketch for each hour, metric and group (`_latencies.py`): percentiles of any window are a merge.
 """
 
@@ -19,7 +20,7 @@ import msgspec
 from trimtab import trace_context
 from trimtab.errors import BadRequest
 from trimtab.ledger import LedgerEntry
-from trimtab.stores import _latencies
+from trimtab.stores import _latencies, _slos
 from trimtab.types import DecisionRecord, Stages, Usage
 
 if TYPE_CHECKING:
@@ -75,14 +76,14 @@ CREATE TABLE journal_offsets (
 # What each version added, so that a ledger of any version becomes the newest by the same steps.
 _LATER = {
     2: _latencies.SCHEMA,  # its earlier rows are not in the sketches: percentiles begin with the upgrade
-    3: """
+    3: f"""
 ALTER TABLE requests ADD COLUMN trace_id TEXT NOT NULL DEFAULT '';
 CREATE INDEX requests_trace ON requests (trace_id) WHERE trace_id <> '';
 CREATE TABLE later_stages (
   request_id TEXT NOT NULL, name TEXT NOT NULL, tenant TEXT NOT NULL, at REAL NOT NULL, duration_s REAL NOT NULL,
   UNIQUE (request_id, name)
 );
-""",
+{_slos.SCHEMA}""",
 }
 
 

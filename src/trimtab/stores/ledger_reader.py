@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from trimtab.errors import BadRequest
-from trimtab.stores import _latencies
+from trimtab.slo import RULES, WINDOWS_S, burn_rate
+from trimtab.stores import _latencies, _slos
 from trimtab.stores.ledger_db import SCHEMA_VERSION, TOKEN_COLUMNS
 
 if TYPE_CHECKING:
@@ -168,6 +169,32 @@ class Reader:
         """
         sql, values = _latencies.query(by, since, until, where or {})
         return _latencies.merged(by, self._all(sql, values)) if self._version >= 2 else []
+
+    def service_levels(self, objectives: _slos.Objectives, now: float) -> list[dict[str, Any]]:
+        """For each route with an objective: requests of the last 30 days, budget, burn rates by window, alarms."""
+        levels = []
+        on = _slos.alarms(self._connection) if self._connection is not None and self._version >= 3 else {}
+        for route, objective in objectives.items():
+            if objective is None:
+                continue
+            counts = dict.fromkeys(WINDOWS_S, (0, 0))
+            if self._connection is not None and self._version >= 3:
+                counts = _slos.counts(self._connection, route, now)
+            good, bad = counts["30d"]
+            rates = {window: burn_rate(*seen, objective.share) for window, seen in counts.items()}
+            known = good + bad > 0
+            levels.append({
+                "route": route, "targets": objective.slo.name, "objective": objective.share, "good": good, "bad": bad,
+                "good_share": good / (good + bad) if known else None,
+                "budget_left": 1 - rates["30d"] if known else None,
+                "burn_rates": rates,
+                "alarms": [
+                    {"severity": rule.severity, "long": rule.long, "short": rule.short, "since": on[route, rule.long]}
+                    for rule in RULES
+                    if (route, rule.long) in on
+                ],
+            })  # fmt: skip
+        return levels
 
     def export(
         self, *, attempts: bool = False, since: float | None = None, until: float | None = None
