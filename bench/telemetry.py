@@ -100,7 +100,7 @@ def ingest(made: list[Record], kind: str, port: int) -> float:
         if kind == "otlp":
             outlets.append(
                 Otlp(
-                    f"http://127.0.0.1:{port}", sample=DEFAULTS.sample, slow_s=DEFAULTS.slow_s,
+                    f"http://127.0.0.1:{port}", "bench", sample=DEFAULTS.sample, slow_s=DEFAULTS.slow_s,
                     metrics_every_s=DEFAULTS.metrics_every_s, dropped=dropped,
                 )
             )  # fmt: skip

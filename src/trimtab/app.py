@@ -266,6 +266,7 @@ def _outlets(config: Config, env: Mapping[str, str], dropped: Dropped) -> list[O
         outlets.append(
             Otlp(
                 endpoint,
+                f"{socket.gethostname()}:{config.server.data_dir}",
                 sample=telemetry.sample,
                 slow_s=telemetry.slow_s,
                 metrics_every_s=telemetry.metrics_every_s,

@@ -11,12 +11,13 @@ from __future__ import annotations
 import logging
 import threading
 import time
+import uuid
 from collections.abc import Sequence
 
 from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.metrics import export as otel
-from opentelemetry.sdk.resources import SERVICE_NAME, SERVICE_VERSION, Resource
+from opentelemetry.sdk.resources import SERVICE_INSTANCE_ID, SERVICE_NAME, SERVICE_VERSION, Resource
 from opentelemetry.sdk.trace.export import SpanExportResult
 
 import trimtab
@@ -30,7 +31,10 @@ _TIMEOUT_S = 5.0  # of one export, its retries included
 
 
 class Otlp(Outlet[LedgerEntry]):
-    """Takes what the ledger has taken. `endpoint` is the collector's base URL; see `otel_spans.keeps` for `sample`."""
+    """Takes what the ledger has taken. `endpoint` is the collector's base URL; see `otel_spans.keeps` for `sample`.
+
+    `instance` is what no other gateway has and what a restart does not change: cumulative metrics of two must not meet.
+    """
 
     name = "OpenTelemetry spans"
     limit = 4096
@@ -38,14 +42,19 @@ class Otlp(Outlet[LedgerEntry]):
     every_s = 1.0
 
     def __init__(
-        self, endpoint: str, *, sample: float, slow_s: float, metrics_every_s: float, dropped: Dropped
+        self, endpoint: str, instance: str, *, sample: float, slow_s: float, metrics_every_s: float, dropped: Dropped
     ) -> None:
         super().__init__(dropped)
         self._sample = sample
         self._slow_s = slow_s
         self._metrics_every_s = metrics_every_s
+        own = {
+            SERVICE_NAME: "trimtab",
+            SERVICE_VERSION: trimtab.__version__,
+            SERVICE_INSTANCE_ID: str(uuid.uuid5(uuid.NAMESPACE_URL, instance)),
+        }
         # What the environment says (OTEL_SERVICE_NAME, OTEL_RESOURCE_ATTRIBUTES) wins.
-        self._resource = Resource({SERVICE_NAME: "trimtab", SERVICE_VERSION: trimtab.__version__}).merge(_environment())
+        self._resource = Resource(own).merge(_environment())
         base = endpoint.rstrip("/")
         self._spans = OTLPSpanExporter(f"{base}/v1/traces", timeout=_TIMEOUT_S)
         self._metrics = OTLPMetricExporter(f"{base}/v1/metrics", timeout=_TIMEOUT_S)
