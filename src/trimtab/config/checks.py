@@ -11,7 +11,7 @@ import msgspec
 
 from trimtab.config.problems import Path, Problems, choices, shown
 from trimtab.config.registry import find
-from trimtab.config.schema import Config, EngineConfig, KeyConfig
+from trimtab.config.schema import CaptureConfig, Config, EngineConfig, KeyConfig
 
 _BASE_URL = re.compile(r"https?://(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::(?P<port>\d{1,5}))?(?P<path>/\S*)?")
 _VERSION_PART = re.compile(r"/v\d+[a-z0-9]*(/|$)")
@@ -37,6 +37,8 @@ def check_whole(config: Config, document: dict[str, Any], env: Mapping[str, str]
         if route.model and route.model not in models:
             problems.add(("routes", name, "model"), _unknown_model(route.model, models))
         _check_fallback(("routes", name, "fallback"), route.model, route.fallback, models, problems)
+        if route.capture is not None:
+            _check_capture(("routes", name, "capture"), route.capture, env, problems)
     for name, engine in config.engines.items():
         _check_engine(name, engine, env, problems)
     all_read = bool(engines) and config.engines.keys() == engines
@@ -160,10 +162,24 @@ def _check_engine(name: str, engine: EngineConfig, env: Mapping[str, str], probl
             problems.add(path, message)
 
 
-def _secret_problem(variable: str, env: Mapping[str, str]) -> str:
+def _check_capture(path: Path, capture: CaptureConfig, env: Mapping[str, str], problems: Problems) -> None:
+    from trimtab.redact import pattern_problem
+    from trimtab.stores.sealing import key_problem
+
+    if capture.key_env and (*path, "key_env") not in problems:
+        message = _secret_problem(capture.key_env, env, "key_env")
+        if message := message or key_problem(env.get(capture.key_env, ""), capture.key_env):
+            problems.add((*path, "key_env"), message)
+    for pattern in capture.patterns:
+        if message := pattern_problem(pattern):
+            problems.add((*path, "patterns"), f"{shown(pattern)} {message}")
+
+
+def _secret_problem(variable: str, env: Mapping[str, str], key: str = "api_key_env") -> str:
     if not _VARIABLE.fullmatch(variable):
         # It may well be the secret itself, so it is not shown.
-        return 'must be the name of an environment variable, not a secret; such as api_key_env = "OPENAI_API_KEY"'
+        example = "OPENAI_API_KEY" if key == "api_key_env" else "TRIMTAB_CAPTURE_KEY"
+        return f'must be the name of an environment variable, not a secret; such as {key} = "{example}"'
     value = env.get(variable, "").strip()
     if not value:
         return f"the environment variable {variable} is not set; export {variable}=... where Trimtab starts"

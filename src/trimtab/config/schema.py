@@ -26,6 +26,8 @@ Grace = Annotated[float, Meta(ge=0, le=3600, description="a number of seconds fr
 Retries = Annotated[int, Meta(ge=0, le=10, description="a whole number from 0 to 10")]
 Backoff = Annotated[float, Meta(ge=0, le=60, description="a number of seconds from 0 to 60")]
 RetryAfter = Annotated[float, Meta(ge=0, le=3600, description="a number of seconds from 0 to 3600")]
+Share = Annotated[float, Meta(gt=0, le=1, description="a share of requests, more than 0 and at most 1")]
+Days = Annotated[float, Meta(gt=0, le=3650, description="a number of days, more than 0 and at most 3650")]
 Usd = Annotated[float, Meta(ge=0, le=1_000_000, description="an amount of USD from 0 to 1000000")]
 Hash = Annotated[
     str,
@@ -35,6 +37,7 @@ Hash = Annotated[
     ),
 ]
 LogFormat = Literal["text", "json"]
+CaptureMode = Literal["redacted", "plain"]
 
 
 class Server(msgspec.Struct, frozen=True):
@@ -79,6 +82,19 @@ class ModelConfig(msgspec.Struct, frozen=True):
     price: PriceConfig | None = None
 
 
+class CaptureConfig(msgspec.Struct, frozen=True):
+    """`[routes.NAME.capture]`: keep what clients send on a route, for replays. Without the table nothing is kept.
+
+    `key_env` names the variable with the key that encrypts it, `patterns` are further regular expressions to redact.
+    """
+
+    mode: CaptureMode = "redacted"
+    sample: Share = 1.0
+    retention_days: Days = 30.0
+    key_env: str = ""
+    patterns: tuple[str, ...] = ()
+
+
 class RouteConfig(msgspec.Struct, frozen=True):
     """`[routes.NAME]`: how one use case is served.
 
@@ -91,6 +107,7 @@ class RouteConfig(msgspec.Struct, frozen=True):
     backoff_s: Backoff = 0.5
     retry_after_max_s: RetryAfter = 20.0
     timeouts: Timeouts = Timeouts()
+    capture: CaptureConfig | None = None
     levers: dict[str, Any] = {}
 
 

@@ -49,6 +49,10 @@ _METRICS = {
     "trimtab_journal_waiting_rows": _Metric("gauge", (), "Rows in memory because the journal cannot be written."),
     "trimtab_cache_entries": _Metric("gauge", (), "Answers in the exact cache.", shared=True),
     "trimtab_cache_errors_total": _Metric("counter", (), "Failures of the exact cache's store."),
+    "trimtab_capture_written_total": _Metric("counter", (), "Requests written to the capture file."),
+    "trimtab_capture_dropped_total": _Metric(
+        "counter", ("reason",), "Requests that should have been captured and were not, by reason."
+    ),
     "trimtab_in_flight_requests": _Metric("gauge", (), "Requests being answered now."),
 }
 
