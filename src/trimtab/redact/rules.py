@@ -146,10 +146,10 @@ def _private_key(match: re.Match[str], end: int) -> tuple[int, int]:
 
 
 _IBANS: Final = (  # each country's code and how long its numbers are
-    "ad24 ae23 al28 at20 az28 ba20 be16 bg22 bh22 bi27 br29 by28 ch21 cr22 cy28 cz24 de22 dj27 dk18 do28 ee20 eg29 es24 "
-    "fi18 fk18 fo18 fr27 gb22 ge22 gi23 gl18 gr27 gt28 hr21 hu28 ie22 il23 iq23 is26 it27 jo30 kw30 kz20 lb28 lc32 li21 "
-    "lt20 lu20 lv21 ly25 mc27 md24 me22 mk19 mn20 mr27 mt31 mu30 ni28 nl18 no15 om23 pk24 pl28 ps29 pt25 qa29 ro24 rs22 "
-    "ru33 sa24 sc31 sd18 se24 si19 sk24 sm27 so23 st25 sv28 tl23 tn24 tr26 ua29 va22 vg24 xk20 ye30"
+    "ad24 ae23 al28 at20 az28 ba20 be16 bg22 bh22 bi27 br29 by28 ch21 cr22 cy28 cz24 de22 dj27 dk18 do28 ee20 eg29 "
+    "es24 fi18 fk18 fo18 fr27 gb22 ge22 gi23 gl18 gr27 gt28 hr21 hu28 ie22 il23 iq23 is26 it27 jo30 kw30 kz20 lb28 "
+    "lc32 li21 lt20 lu20 lv21 ly25 mc27 md24 me22 mk19 mn20 mr27 mt31 mu30 ni28 nl18 no15 om23 pk24 pl28 ps29 pt25 "
+    "qa29 ro24 rs22 ru33 sa24 sc31 sd18 se24 si19 sk24 sm27 so23 st25 sv28 tl23 tn24 tr26 ua29 va22 vg24 xk20 ye30"
 )
 _IBAN_LENGTHS: Final = {part[:2].upper(): int(part[2:]) for part in _IBANS.split()}
 
@@ -245,8 +245,8 @@ _FIRST: Final = (
 )
 
 _KEY_HINTS: Final = (
-    "sk-", "sk_", "rk-", "rk_", "pk-", "pk_", "tt-", "tt_", "gsk", "xai", "hf_", "hf-", "pplx", "glpat", "npm", "dop_v1",
-    "shpat", "whsec", "github_pat_", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "xox", "SG.", "AIza", "ya29.",
+    "sk-", "sk_", "rk-", "rk_", "pk-", "pk_", "tt-", "tt_", "gsk", "xai", "hf_", "hf-", "pplx", "glpat", "npm",
+    "dop_v1", "shpat", "whsec", "github_pat_", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "xox", "SG.", "AIza", "ya29.",
 )  # fmt: skip
 
 MEDIA: Final = Rule(

@@ -10,6 +10,7 @@ import fcntl
 import os
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -68,9 +69,7 @@ class Writer:
         """Open, created if absent. Raises BadRequest for a file of a newer version."""
         self._path = path
         path.parent.mkdir(parents=True, exist_ok=True)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX)  # one creates, the others wait: SQLite's own locks fail at once here
+        with _creating(path.parent, fcntl.LOCK_EX):
             if not path.exists():
                 os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # SQLite gives -wal and -shm the same mode
             self._file = _identity(path)
@@ -80,8 +79,6 @@ class Writer:
             except BaseException:
                 self._connection.close()
                 raise
-        finally:
-            os.close(folder)
 
     def _prepare(self) -> None:
         run = self._connection.execute
@@ -178,18 +175,18 @@ class Reader:
                 f"nothing was captured: there is no {path}. Add [routes.NAME.capture] to trimtab.toml, reload, and "
                 "send a request; if the gateway keeps its data elsewhere, name that folder with --data-dir"
             )
-        self._connection = sqlite3.connect(
-            f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=_BUSY_S, isolation_level=None
-        )
-        try:
-            version = self._connection.execute("PRAGMA user_version").fetchone()[0]
-            known = (
-                version == SCHEMA_VERSION
-                and self._connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'captures'").fetchone()
-            )
-        except sqlite3.DatabaseError as error:
-            self._connection.close()
-            raise BadRequest(f"{path} cannot be read as captured traffic: {error}") from None
+        address = f"{path.absolute().as_uri()}?mode=ro"
+        with _creating(path.parent, fcntl.LOCK_SH):
+            self._connection = sqlite3.connect(address, uri=True, timeout=_BUSY_S, isolation_level=None)
+            run = self._connection.execute
+            try:
+                version = run("PRAGMA user_version").fetchone()[0]
+                known = (
+                    version == SCHEMA_VERSION and run("SELECT 1 FROM sqlite_master WHERE name = 'captures'").fetchone()
+                )
+            except sqlite3.DatabaseError as error:
+                self._connection.close()
+                raise BadRequest(f"{path} cannot be read as captured traffic: {error}") from None
         if not known:
             self._connection.close()
             newer = version > SCHEMA_VERSION
@@ -248,6 +245,17 @@ def _condition(where: Mapping[str, str | None], since: float | None, until: floa
     times = [(text, value) for text, value in (("at >= ?", since), ("at < ?", until)) if value is not None]
     parts: list[tuple[str, object]] = [("1", None), *given, *times]
     return " AND ".join(text for text, _ in parts), [value for _, value in parts[1:]]
+
+
+@contextmanager
+def _creating(folder: Path, lock: int) -> Iterator[None]:
+    """Alone with the folder's new files, or with readers: where SQLite makes a file, its own locks do not wait."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, lock)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _identity(path: Path) -> tuple[int, int]:

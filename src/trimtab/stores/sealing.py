@@ -11,6 +11,7 @@ import base64
 import binascii
 import os
 import zlib
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Final
@@ -80,3 +81,27 @@ class Seal:
             return zlib.decompress(packed)
         except zlib.error as error:
             raise BadRequest(f"{request_id} is damaged: {error}") from None
+
+
+class Keyring:
+    """The keys that a reader has: what several keys sealed (one after the other) can be read at once."""
+
+    def __init__(self, variables: Sequence[str], env: Mapping[str, str]) -> None:
+        """`variables` name those of `env` that hold keys. Raises BadRequest for one that is not set or no key."""
+        self._seals = {"": Seal()}
+        for variable in variables:
+            if not env.get(variable, "").strip():
+                raise BadRequest(f"the environment variable {variable} is not set; it should hold the capture's key")
+            seal = Seal.of_text(env[variable], variable)
+            self._seals[seal.key_id] = seal
+
+    def open(self, key_id: str, stored: bytes, request_id: str) -> bytes:
+        """The body that was sealed. Raises BadRequest if its key is not here, or it was changed."""
+        seal = self._seals.get(key_id)
+        if seal is None:
+            has = "the key given is another" if len(self._seals) > 1 else "none was given"
+            raise BadRequest(
+                f"captured requests are encrypted with the key {key_id}, and {has}; name the environment variable that "
+                "holds it with --key-env"
+            )
+        return seal.open(stored, request_id)
