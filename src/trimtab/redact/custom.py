@@ -20,7 +20,7 @@ def rule(pattern: str) -> Rule:
     """The rule of a pattern that `pattern_problem` had no objection to. Raises re.error."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return Rule(LABEL, re.compile(pattern), whole, window=_WINDOW, reach=_REACH)
+        return Rule(LABEL, re.compile(pattern), whole, window=_WINDOW, reach=_REACH, least=1)
 
 
 def pattern_problem(pattern: str) -> str:

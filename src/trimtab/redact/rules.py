@@ -32,6 +32,7 @@ class Rule(msgspec.Struct, frozen=True):
     hints: tuple[str, ...] = ()
     window: int = _WINDOW
     reach: int = _REACH
+    least: int = 5  # characters of the shortest finding
 
 
 class Span(msgspec.Struct, frozen=True):
@@ -51,9 +52,13 @@ def found(text: str, rules: tuple[Rule, ...]) -> list[Span]:
     if not wanted:
         return []
     spans: list[tuple[int, int, int, str]] = []
+    least = min(rule.least for rule in wanted)
     for low, high in _between_placeholders(text):
+        if high - low < least:
+            continue
         for rank, rule in enumerate(wanted):
-            spans += [(start, -end, rank, rule.label) for start, end in _search(rule, text, low, high)]
+            if high - low >= rule.least:
+                spans += [(start, -end, rank, rule.label) for start, end in _search(rule, text, low, high)]
     spans.sort()
     merged: list[Span] = []
     for start, minus_end, _, label in spans:

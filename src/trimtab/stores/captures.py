@@ -89,6 +89,7 @@ class Captures:
         self._swept_at = -_SWEEP_S
         if self._path.exists():
             self._start()
+            self._wake.set()
 
     def tap(self, policies: Policies) -> Callable[[Request, Record], None] | None:
         """What hears of settled requests under one configuration; None where it captures nothing."""
