@@ -50,7 +50,8 @@ def test_the_example_file_shows_every_setting_and_its_default():
     assert found.engines["local"].settings == llama_cpp.Config()
     assert found.levers["exact_cache"] == exact_cache.Config()
     assert found.route("default") == config.RouteConfig()
-    for kind in (config.Server, openai_http.Config, exact_cache.Config, config.RouteConfig, config.KeyConfig, Timeouts):
+    kinds = (config.Server, openai_http.Config, exact_cache.Config, config.RouteConfig, config.CaptureConfig)
+    for kind in (*kinds, config.KeyConfig, Timeouts):
         for name in kind.__struct_fields__:
             assert re.search(rf"\b{name}\b", text), name
 
@@ -58,6 +59,7 @@ def test_the_example_file_shows_every_setting_and_its_default():
 def test_the_reference_has_every_key():
     text = (DOCS / "configuration.md").read_text()
     kinds = (config.Server, config.ModelConfig, config.RouteConfig, config.KeyConfig, config.PriceConfig, Timeouts)
+    kinds = (*kinds, config.CaptureConfig)
     for kind in (*kinds, openai_http.Config, anthropic_http.Config, llama_cpp.Config, exact_cache.Config):
         for name in kind.__struct_fields__:
             assert re.search(rf"\b{name}\b", text), f"{kind.__name__}.{name}"
