@@ -283,7 +283,7 @@ def test_replay_of_captured_traffic(gateways: MakeGateway, upstream: Upstream, t
     target = ["--url", upstream.openai_url, "--speed", "50"]
     export = tmp_path / "traffic.jsonl"
     done = gateway.trimtab("capture", "export", "--key-env", "CAPTURE_KEY", "-o", str(export))
-    assert done.returncode == 0, done.stderr
+    assert (done.returncode, export.stat().st_mode & 0o777) == (0, 0o600), done.stderr
     traces = (
         ["captured", "--key-env", "CAPTURE_KEY", "--route", "locked"],
         [str(gateway.data_dir / "capture.sqlite"), "--key-env", "CAPTURE_KEY"],

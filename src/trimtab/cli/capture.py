@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import click
 import msgspec
@@ -107,7 +108,7 @@ def export(
     keys = Keyring(key_variables(key_envs), os.environ)
     where = {"route": filters["route"], "tenant": filters["tenant"]}
     count = 0
-    with Reader(_file(data_dir, config_path)) as reader, click.open_file(str(output), "wb") as file:
+    with Reader(_file(data_dir, config_path)) as reader, _opened(output) as file:
         rows = reader.rows(where, since=filters["since"], until=filters["until"], limit=filters["limit"])
         for row in rows:
             body = msgspec.Raw(keys.open(row.key_id, row.body, row.id))
@@ -166,6 +167,17 @@ def _file(data_dir: Path | None, config_path: Path | None) -> Path:
     from trimtab.stores.captures import FILE_NAME
 
     return data_folder(data_dir, config_path) / FILE_NAME
+
+
+def _opened(output: Path) -> contextlib.AbstractContextManager[IO[bytes]]:
+    """Standard output, or a new file that only its owner can read, as the one that it comes from."""
+    if str(output) == "-":
+        return contextlib.nullcontext(click.get_binary_stream("stdout"))
+    try:
+        output.unlink(missing_ok=True)
+        return os.fdopen(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb")
+    except OSError as error:
+        raise click.ClickException(f"{output} cannot be written: {error.strerror}") from error
 
 
 def _line(row: Captured, body: msgspec.Raw, *, whole: bool) -> dict[str, Any]:

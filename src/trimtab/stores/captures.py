@@ -6,6 +6,7 @@ second. Nothing here makes a request wait or fail: what finds no room, cannot be
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import random
 import threading
@@ -143,8 +144,10 @@ class Captures:
 
     def _start(self) -> None:
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="capture-writer", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._run, name="capture-writer", daemon=True)
+            with contextlib.suppress(RuntimeError):  # no more threads: what is queued waits for the next try
+                thread.start()
+                self._thread = thread
 
     def _run(self) -> None:
         while not self._stop.is_set():

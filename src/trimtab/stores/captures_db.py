@@ -19,7 +19,8 @@ import msgspec
 from trimtab.errors import BadRequest, Overloaded
 
 SCHEMA_VERSION: Final = 1
-_BUSY_S: Final = 10.0
+_BUSY_S: Final = 30.0  # as long as an erasure of a large file may take; nobody waits for this thread
+_CHECKPOINT_MS: Final = 500
 _ERASED_AT_ONCE: Final = 500  # rows in one transaction: the gateway's own writes come in between
 _MAGIC: Final = b"SQLite format 3\0"
 
@@ -59,6 +60,7 @@ class Captured(msgspec.Struct, frozen=True):
 
 
 _COLUMNS: Final = Captured.__struct_fields__
+_STREAM: Final = _COLUMNS.index("stream")
 _INSERT: Final = f"INSERT OR IGNORE INTO captures ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"
 
 
@@ -125,7 +127,9 @@ class Writer:
             gone += self._delete(f"route = ? AND {limit[0]}", [route, limit[1]])
         if gone:
             self._connection.execute("PRAGMA incremental_vacuum").fetchall()
+            self._connection.execute(f"PRAGMA busy_timeout = {_CHECKPOINT_MS}")  # a reader in the way: next time, then
             self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            self._connection.execute(f"PRAGMA busy_timeout = {int(_BUSY_S * 1000)}")
         return gone
 
     def erase(self, tenant: str, user: str | None) -> int:
@@ -228,7 +232,7 @@ class Reader:
         condition, values = _condition(where, since, until)
         sql = f"SELECT {', '.join(_COLUMNS)} FROM captures WHERE {condition} ORDER BY at, seq LIMIT ?"
         for row in self._connection.execute(sql, [*values, -1 if limit is None else limit]):
-            yield Captured(*row)
+            yield Captured(*row[:_STREAM], bool(row[_STREAM]), *row[_STREAM + 1 :])
 
 
 def is_capture_file(path: Path) -> bool:
