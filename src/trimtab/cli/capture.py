@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeVar
@@ -170,12 +171,11 @@ def _file(data_dir: Path | None, config_path: Path | None) -> Path:
 
 
 def _opened(output: Path) -> contextlib.AbstractContextManager[IO[bytes]]:
-    """Standard output, or a new file that only its owner can read, as the one that it comes from."""
+    """Standard output, or a file; a new one is for its owner only, as the one that it comes from."""
     if str(output) == "-":
-        return contextlib.nullcontext(click.get_binary_stream("stdout"))
+        return contextlib.nullcontext(sys.stdout.buffer)
     try:
-        output.unlink(missing_ok=True)
-        return os.fdopen(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb")
+        return os.fdopen(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb")
     except OSError as error:
         raise click.ClickException(f"{output} cannot be written: {error.strerror}") from error
 

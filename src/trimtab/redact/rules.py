@@ -295,7 +295,9 @@ BUILT_IN: Final = (
     ),
     Rule(
         "SECRET",  # what is assigned to a name such as password, if there is a digit in it
-        re.compile(r"[:=][ \t]{0,3}[\"'\\]{0,3}(?=[^\s\"'\\,;&]{0,127}[0-9])([^\s\"'\\,;&]{8,128})"),
+        re.compile(
+            r"[:=](?<=[dentyDENTY\"'\\ \t].)[ \t]{0,3}[\"'\\]{0,3}(?=[^\s\"'\\,;&]{0,127}[0-9])([^\s\"'\\,;&]{8,128})"
+        ),
         _assigned,
         (":", "="),
     ),

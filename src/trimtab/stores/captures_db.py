@@ -232,7 +232,7 @@ class Reader:
         condition, values = _condition(where, since, until)
         sql = f"SELECT {', '.join(_COLUMNS)} FROM captures WHERE {condition} ORDER BY at, seq LIMIT ?"
         for row in self._connection.execute(sql, [*values, -1 if limit is None else limit]):
-            yield Captured(*row[:_STREAM], bool(row[_STREAM]), *row[_STREAM + 1 :])
+            yield msgspec.structs.replace(Captured(*row), stream=bool(row[_STREAM]))
 
 
 def is_capture_file(path: Path) -> bool:
