@@ -23,6 +23,8 @@ from trimtab.pipeline import Pipeline
 from trimtab.ports import Engine, Lever
 from trimtab.prices import Prices
 from trimtab.protocols import CODECS
+from trimtab.stores.captures import FILE_NAME as CAPTURE_FILE
+from trimtab.stores.captures import Captures, Policies, Policy
 from trimtab.stores.journal import FileJournal
 from trimtab.stores.lmdb import LmdbStore
 from trimtab.stores.memory import MemoryStore
@@ -66,7 +68,16 @@ def build_gateway(config: Config, shared: Shared, ports: Ports, env: Mapping[str
     ]
     prices = Prices.of_tables(config.prices, config.models)
     dispatcher = Dispatcher(engines, shared.journal, shared.clock, max_response_bytes=config.server.max_response_bytes)
-    pipeline = Pipeline(dispatcher, shared.journal, shared.clock, shared.metrics.settled, _quick_cost(prices, shared))
+    policies = _capture_policies(config, env)
+    shared.captures.use(policies)
+    pipeline = Pipeline(
+        dispatcher,
+        shared.journal,
+        shared.clock,
+        shared.metrics.settled,
+        _quick_cost(prices, shared),
+        shared.captures.tap(policies),
+    )
     gateway = Gateway(config, shared, engines, sorted(levers, key=lambda lever: lever.slot), pipeline)
     gateway.sweeper = asyncio.create_task(dispatcher.deadlines.sweep())
     known = [(engines[m.engine].provider, m.name or name) for name, m in config.models.items()]
@@ -99,6 +110,37 @@ def _engines(config: Config, ports: Ports, env: Mapping[str, str]) -> dict[str, 
     return engines
 
 
+def _capture_policies(config: Config, env: Mapping[str, str]) -> Policies:
+    """How each route is captured. Raises BadRequest for a key that cannot be used: never without one instead."""
+
+    def policy(capture: configuration.CaptureConfig | None) -> Policy | None:
+        if capture is None:
+            return None
+        from trimtab.redact import Redactor
+        from trimtab.stores.sealing import Seal
+
+        key_env = capture.key_env
+        return Policy(
+            redactor=None if capture.mode == "plain" else Redactor(capture.patterns),
+            seal=Seal.of_text(env.get(key_env, ""), key_env) if key_env else Seal(),
+            sample=capture.sample,
+            retention_s=capture.retention_days * 86_400,
+        )
+
+    by_route = {name: policy(route.capture) for name, route in config.routes.items()}
+    return Policies(by_route, by_route.get(configuration.DEFAULT_ROUTE))
+
+
+def _capture_count(metrics: Metrics) -> Callable[[str, int], None]:
+    """Counts in series that only one thread touches each: those of the writer, and "full" of the event loop."""
+
+    def count(what: str, number: int) -> None:
+        written = what == "written"
+        metrics.add(("trimtab_capture_written_total",) if written else ("trimtab_capture_dropped_total", what), number)
+
+    return count
+
+
 def _identity(config: Config, engine: str) -> str:
     """What is behind an engine's name, for cache keys."""
     settings = config.engines[engine].settings
@@ -119,12 +161,14 @@ class Worker:
         run.mkdir(parents=True, exist_ok=True)
         cache = config.lever_settings("exact_cache", configuration.DEFAULT_ROUTE)
         front = MemoryStore(cache.max_entries, cache.max_memory_bytes, clock)
+        metrics = Metrics(run, name)
         self._shared = Shared(
             clock,
             Ids(),
-            Metrics(run, name),
+            metrics,
             FileJournal(data_dir / "journal", name),
             LmdbStore(data_dir / "cache", cache.max_bytes, clock, front),
+            Captures(data_dir / CAPTURE_FILE, _capture_count(metrics)),
             data_dir,
         )
         self._config = config
@@ -143,6 +187,7 @@ class Worker:
         try:
             await Server(app).serve(sock, stop, self._config.server.shutdown_grace_s, ready)
         finally:
+            self._shared.captures.close()
             self._shared.metrics.save()
             self._shared.store.close()
             self._shared.journal.close()

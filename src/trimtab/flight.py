@@ -88,12 +88,13 @@ class Flight:
     """What has happened so far to one request: the only mutable thing about it."""
 
     __slots__ = (
-        "app_stages", "attempts", "cache", "chunks", "decisions", "end", "error", "make_reply", "request",
+        "app_stages", "asked", "attempts", "cache", "chunks", "decisions", "end", "error", "make_reply", "request",
         "response_bytes", "served", "stages", "started", "status", "stored", "ttft_s", "wants_reply",
     )  # fmt: skip
 
     def __init__(self, request: Request) -> None:
-        self.request = request
+        self.asked = request  # as the client sent it
+        self.request = request  # as the levers left it
         self.decisions: list[Decision] = []
         self.attempts: list[AttemptRecord] = []
         self.stages: dict[str, float] = {}

@@ -31,6 +31,7 @@ from trimtab.types import (
     Plan,
     Record,
     Refuse,
+    Request,
     Usage,
 )
 
@@ -41,7 +42,7 @@ class Pipeline:
     """Runs requests; holds no state of any one of them.
 
     `settled` hears of every record (metrics); `cost` prices one for a response header, or returns None when it is not
-    known yet.
+    known yet; `capture`, if there is one, gets each request as the client sent it, with its record.
     """
 
     def __init__(
@@ -51,12 +52,14 @@ class Pipeline:
         clock: Clock,
         settled: Callable[[Record], None],
         cost: Callable[[str, str, str, Usage, float], int | None],
+        capture: Callable[[Request, Record], None] | None = None,
     ) -> None:
         self._dispatcher = dispatcher
         self._journal = journal
         self._clock = clock
         self._settled = settled
         self._cost = cost
+        self._capture = capture
 
     async def run(self, flight: Flight, plan: Plan, levers: Sequence[Lever], sink: Sink) -> None:
         """Answer one request through `sink`. Raises only CancelledError, after settling."""
@@ -235,6 +238,8 @@ class Pipeline:
         )
         self._journal.row(record)
         self._settled(record)
+        if self._capture is not None:
+            self._capture(flight.asked, record)
         return record
 
     def gone(self, flight: Flight) -> None:

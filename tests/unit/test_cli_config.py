@@ -52,7 +52,7 @@ def test_the_example_file_shows_every_setting_and_its_default():
     assert found.route("default") == config.RouteConfig()
     for kind in (
         config.Server, openai_http.Config, exact_cache.Config, config.RouteConfig, config.KeyConfig, config.SloConfig,
-        config.TelemetryConfig, Timeouts,
+        config.TelemetryConfig, config.CaptureConfig, Timeouts,
     ):  # fmt: skip
         for name in kind.__struct_fields__:
             assert re.search(rf"\b{name}\b", text), name
@@ -61,7 +61,7 @@ def test_the_example_file_shows_every_setting_and_its_default():
 def test_the_reference_has_every_key():
     text = (DOCS / "configuration.md").read_text()
     kinds = (config.Server, config.ModelConfig, config.RouteConfig, config.KeyConfig, config.PriceConfig, Timeouts)
-    kinds += (config.SloConfig, config.TelemetryConfig)
+    kinds = (*kinds, config.SloConfig, config.TelemetryConfig, config.CaptureConfig)
     for kind in (*kinds, openai_http.Config, anthropic_http.Config, llama_cpp.Config, exact_cache.Config):
         for name in kind.__struct_fields__:
             assert re.search(rf"\b{name}\b", text), f"{kind.__name__}.{name}"

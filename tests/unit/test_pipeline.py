@@ -15,6 +15,7 @@ from trimtab.flight import BusyShare, Flight
 from trimtab.pipeline import Pipeline
 from trimtab.types import (
     Attempt,
+    Continue,
     Decision,
     Dialect,
     Intent,
@@ -321,6 +322,26 @@ class Lever:
     async def learn(self, outcome, decision):
         self.learned.append(outcome)
         raise RuntimeError("broken too")
+
+
+async def test_capture_gets_each_request_as_the_client_sent_it():
+    world = World(Engine("one", buffered(), Reply(["hang"])))
+    seen = []
+    world.pipeline._capture = lambda request, record: seen.append((request, record))
+    asked = Request(
+        "id2", Dialect.OPENAI, "/v1", Scope("t"), "a", {"model": msgspec.Raw(b'"a"')}, False, False, 1, 0, 0
+    )
+    changed = msgspec.structs.replace(asked, fields={"model": msgspec.Raw(b'"b"')})
+    lever = Lever(Decision("test", "1", Slot.ADMIT, Continue(changed, Plan((Attempt(A),))), "changed"))
+    await world.pipeline.run(Flight(asked), Plan((Attempt(A),)), [lever], world.sink)
+    leaving = asyncio.create_task(world.pipeline.run(Flight(asked), Plan((Attempt(A),)), [], world.sink))
+    await asyncio.sleep(0.05)
+    leaving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await leaving
+    assert [request for request, _ in seen] == [asked, asked]
+    assert [record for _, record in seen] == world.journal.rows
+    assert [record.end for _, record in seen] == ["ok", "cancelled"]
 
 
 async def test_a_broken_lever_lets_the_request_go_on():

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from trimtab.config import Config, EngineConfig, Problem
+    from trimtab.config import CaptureConfig, Config, EngineConfig, Problem
 
 _FILE = click.argument("file", required=False, type=click.Path(path_type=Path))
 _OPTION = click.option("--config", "named", type=click.Path(path_type=Path), help="The same as FILE.")
@@ -100,6 +100,7 @@ def _json_report(found: Config | None, problems: list[Problem]) -> dict[str, Any
         },
         "models": {name: model.engine for name, model in found.models.items()},
         "routes": list(found.routes),
+        "capture": {name: route.capture for name, route in found.routes.items() if route.capture is not None},
         "levers": {name: getattr(settings, "enabled", True) for name, settings in found.levers.items()},
         "keys": {name: key.tenant for name, key in found.keys.items()},
     }
@@ -115,6 +116,7 @@ def _summary(found: Config) -> list[str]:
     lines += _rows("engines", [_engine(name, engine, found) for name, engine in found.engines.items()])
     lines += _rows("models", [_model(name, found) for name in found.models])
     lines += _rows("routes", list(found.routes) or ["none of their own: all take the defaults"])
+    lines += _rows("capture", [f"{name}: {_capture(r.capture)}" for name, r in found.routes.items() if r.capture])
     lines += _rows("levers", [_lever(name, found) for name in found.levers])
     keys = [f"{name}: tenant {key.tenant}" for name, key in found.keys.items()]
     lines += _rows("keys", keys or ["none: whoever is on this machine may call, with a provider's key of their own"])
@@ -139,6 +141,12 @@ def _secret(engine: EngineConfig, found: Config) -> str:
     if variable:
         return f"secret from ${variable}"
     return "no secret is sent (api_key_env is not set)" if found.keys else "the client's own key passes through"
+
+
+def _capture(capture: CaptureConfig) -> str:
+    sample = "" if capture.sample == 1 else f"{capture.sample:.3g} of the requests, "
+    sealed = f"encrypted with ${capture.key_env}" if capture.key_env else "not encrypted"
+    return f"{sample}{capture.mode}, {sealed}, kept {capture.retention_days:g} days"
 
 
 def _model(name: str, found: Config) -> str:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from trimtab import __version__
+from trimtab.cli.capture import key_option, key_variables
+from trimtab.cli.place import data_folder
 from trimtab.errors import BadRequest
 
 if TYPE_CHECKING:
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from trimtab.measure.prompts import PromptMaker
     from trimtab.measure.report import Report, Settings
     from trimtab.measure.target import Target
-    from trimtab.measure.traces import Traced
+    from trimtab.measure.traces import Trace, Traced
 
 _INTERRUPTED = 130
 
@@ -75,6 +77,9 @@ def replay() -> None:
 @click.option("--ignore-eos", is_flag=True, help="Ask vLLM, SGLang or llama.cpp for answers of exactly the length.")
 @click.option("--api-key-env", default="", help="The variable that holds the server's API key.")
 @click.option("--header", "-H", "headers", multiple=True, metavar="NAME:VALUE", help="A further header.")
+@click.option("--route", help="Of captured traffic: only this route.")
+@click.option("--tenant", help="Of captured traffic: only this tenant.")
+@key_option
 @click.option("--strict", is_flag=True, help="Stop at the first line of the trace that cannot be read.")
 @click.option("--html", type=click.Path(path_type=Path, dir_okay=False), help="Write a report with plots here.")
 @click.option("--save", type=click.Path(path_type=Path, dir_okay=False), help="Write the run here, as JSON.")
@@ -83,13 +88,15 @@ def run(trace: Path, save: Path | None, html: Path | None, as_json: bool, **opti
     """Replay TRACE: each request leaves at its own time, however the earlier ones fare.
 
     Latencies count from the scheduled time, so a server that stalls is seen to stall. TRACE is an Azure CSV, a Mooncake
-    JSONL, a JSONL of agent sessions, or a JSONL of chat bodies with timestamps; each may be gzipped. Where it holds
-    lengths only, prompts of exactly those lengths are made, by the server's own count. Ctrl-C ends the run and still
-    reports it. Exit code: 0, 1 when nothing could be measured, 130 after Ctrl-C.
+    JSONL, a JSONL of agent sessions, or a JSONL of chat bodies with timestamps; each may be gzipped. `captured` stands
+    for what this machine's gateway captured, as the path of a capture.sqlite does. Where a trace holds lengths only,
+    prompts of exactly those lengths are made, by the server's own count. Ctrl-C ends the run and still reports it. Exit
+    code: 0, 1 when nothing could be measured, 130 after Ctrl-C.
 
     \b
     trimtab replay azure.csv.gz --model smollm2-135m-instruct --duration 60 --context 4096
     trimtab replay traffic.jsonl --url http://127.0.0.1:8000/v1 --speed 2 --slo ttft=300ms,e2e=5s --save a.json
+    trimtab replay captured --route chat --url http://127.0.0.1:8000/v1
     """
     import msgspec
     import uvloop
@@ -167,17 +174,18 @@ async def _run(trace: Path, options: dict[str, Any]) -> Report:
     from trimtab.slo import parse_slo
 
     slo = parse_slo(options["slo_text"])
-    read = traces.read(
+    read = _captured(trace, options) or traces.read(
         trace,
         kind=options["kind"] or "",
         strict=options["strict"],
         seed=options["seed"],
         sessions_per_s=options["sessions_per_s"],
     )
+    has_bodies = read.kind in ("bodies", "captured")
     for problem in read.problems:
         click.echo(f"skipped: {problem}", err=True)
     model = options["model"]
-    if not model and read.kind != "bodies":
+    if not model and not has_bodies:
         raise BadRequest("this trace has no model in it; say which one to ask for: --model", param="model")
     extra = {"ignore_eos": True} if options["ignore_eos"] else {}
     target = Target(options["url"], _headers(options), Shape(model, not options["no_stream"], extra))
@@ -185,7 +193,7 @@ async def _run(trace: Path, options: dict[str, Any]) -> Report:
         context = options["context_tokens"] or await target.context_tokens()
         wanted = _cut(read.requests, options)
         short_enough = [request for request in wanted if fits(request, context)]
-        maker = await _maker(target, options["seed"]) if read.kind != "bodies" else None
+        maker = await _maker(target, options["seed"]) if not has_bodies else None
         fitting = [request for request in short_enough if maker is None or maker.can_make(request)]
         if not fitting:
             raise BadRequest(f"no request of {trace} is left after --duration and --context", param="trace")
@@ -207,16 +215,34 @@ async def _run(trace: Path, options: dict[str, Any]) -> Report:
         timings, interrupted = await _send_all(target, calls, limits)
         brought = report.Run(
             timings,
-            in_trace=len(read.requests) + read.malformed,
+            in_trace=len(read.requests) + read.malformed + read.other_dialect,
             malformed=read.malformed,
             too_long=len(wanted) - len(short_enough),
             too_short=len(short_enough) - len(fitting),
             interrupted=interrupted,
             others_cpu=contention.share(),
+            other_dialect=read.other_dialect,
         )
         return report.make(settings, brought, __version__, _pricer(settings))
     finally:
         await target.close()
+
+
+def _captured(trace: Path, options: dict[str, Any]) -> Trace | None:
+    """Captured traffic, if the trace is some: the word `captured`, or a file of it. Raises BadRequest."""
+    from trimtab.measure import captured
+    from trimtab.stores.captures import FILE_NAME
+    from trimtab.stores.captures_db import is_capture_file
+    from trimtab.stores.sealing import Keyring
+
+    if str(trace) == captured.KIND and not trace.exists():
+        trace = data_folder(None, None) / FILE_NAME
+    elif not is_capture_file(trace):
+        if options["route"] or options["tenant"]:
+            raise BadRequest("--route and --tenant choose from captured traffic; this trace is none", param="trace")
+        return None
+    keys = Keyring(key_variables(options["key_envs"]), os.environ)
+    return captured.read(trace, keys, {"route": options["route"], "tenant": options["tenant"]})
 
 
 def _headers(options: dict[str, Any]) -> list[tuple[bytes, bytes]]:

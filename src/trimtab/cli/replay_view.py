@@ -76,6 +76,7 @@ def _requests(report: Report) -> str:
     parts += [f"{counts.cache_hits:,} from a cache"] if counts.cache_hits else []
     parts += [f"{counts.too_long:,} too long, skipped"] if counts.too_long else []
     parts += [f"{counts.too_short:,} too short to be made"] if counts.too_short else []
+    parts += [f"{counts.other_dialect:,} in Anthropic's dialect, skipped"] if counts.other_dialect else []
     parts += [f"{counts.malformed:,} lines malformed"] if counts.malformed else []
     return ", ".join(parts)
 

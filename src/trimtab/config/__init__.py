@@ -12,6 +12,7 @@ from trimtab.config.registry import find, known
 from trimtab.config.render import effective, to_toml
 from trimtab.config.schema import (
     DEFAULT_ROUTE,
+    CaptureConfig,
     Config,
     EngineConfig,
     KeyConfig,
@@ -29,6 +30,7 @@ from trimtab.config.tables import NAME_RULE, is_name
 __all__ = [
     "DEFAULT_ROUTE",
     "NAME_RULE",
+    "CaptureConfig",
     "Config",
     "EngineConfig",
     "KeyConfig",

@@ -11,7 +11,7 @@ import msgspec
 
 from trimtab.config.problems import Path, Problems, choices, shown
 from trimtab.config.registry import find
-from trimtab.config.schema import Config, EngineConfig, KeyConfig, TelemetryConfig
+from trimtab.config.schema import CaptureConfig, Config, EngineConfig, KeyConfig, TelemetryConfig
 from trimtab.errors import BadRequest
 from trimtab.slo import parse_slo
 
@@ -19,6 +19,9 @@ _BASE_URL = re.compile(r"https?://(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?
 _VERSION_PART = re.compile(r"/v\d+[a-z0-9]*(/|$)")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _HOST_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?")
+_EXAMPLES = {
+    "api_key_env": "OPENAI_API_KEY", "key_env": "TRIMTAB_CAPTURE_KEY", "alert_webhook_env": "ALERT_WEBHOOK",
+}  # fmt: skip
 _PEM_MARK = b"-----BEGIN CERTIFICATE-----"
 
 
@@ -44,6 +47,8 @@ def check_whole(config: Config, document: dict[str, Any], env: Mapping[str, str]
                 parse_slo(route.slo.targets)
             except BadRequest as error:
                 problems.add(("routes", name, "slo", "targets"), error.message)
+        if route.capture is not None:
+            _check_capture(("routes", name, "capture"), route.capture, env, problems)
     for name, engine in config.engines.items():
         _check_engine(name, engine, env, problems)
     _check_telemetry(config.telemetry, env, problems)
@@ -171,7 +176,7 @@ def _check_engine(name: str, engine: EngineConfig, env: Mapping[str, str], probl
 def _check_telemetry(telemetry: TelemetryConfig, env: Mapping[str, str], problems: Problems) -> None:
     hook = ("telemetry", "alert_webhook_env")
     if telemetry.alert_webhook_env and hook not in problems:
-        message = _secret_problem(telemetry.alert_webhook_env, env)
+        message = _secret_problem(telemetry.alert_webhook_env, env, "alert_webhook_env")
         if not message and not env[telemetry.alert_webhook_env].strip().startswith(("http://", "https://")):
             message = f"the environment variable {telemetry.alert_webhook_env} holds no web address"
         if message:
@@ -198,10 +203,23 @@ def otlp_missing() -> str:
     return "needs the OpenTelemetry SDK; pip install 'trimtab[otlp]'"
 
 
-def _secret_problem(variable: str, env: Mapping[str, str]) -> str:
+def _check_capture(path: Path, capture: CaptureConfig, env: Mapping[str, str], problems: Problems) -> None:
+    from trimtab.redact import pattern_problem
+    from trimtab.stores.sealing import key_problem
+
+    if capture.key_env and (*path, "key_env") not in problems:
+        message = _secret_problem(capture.key_env, env, "key_env")
+        if message := message or key_problem(env.get(capture.key_env, ""), capture.key_env):
+            problems.add((*path, "key_env"), message)
+    for pattern in capture.patterns:
+        if message := pattern_problem(pattern):
+            problems.add((*path, "patterns"), f"{shown(pattern)} {message}")
+
+
+def _secret_problem(variable: str, env: Mapping[str, str], key: str = "api_key_env") -> str:
     if not _VARIABLE.fullmatch(variable):
         # It may well be the secret itself, so it is not shown.
-        return 'must be the name of an environment variable, not a secret; such as api_key_env = "OPENAI_API_KEY"'
+        return f'must be the name of an environment variable, not a secret; such as {key} = "{_EXAMPLES[key]}"'
     value = env.get(variable, "").strip()
     if not value:
         return f"the environment variable {variable} is not set; export {variable}=... where Trimtab starts"

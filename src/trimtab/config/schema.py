@@ -31,6 +31,8 @@ Share = Annotated[float, Meta(ge=0, le=1, description="a share from 0 to 1")]
 ObjectiveShare = Annotated[float, Meta(ge=0.5, le=0.99999, description="a share from 0.5 to 0.99999")]
 Slow = Annotated[float, Meta(gt=0, le=86_400, description="a number of seconds, more than 0 and at most 86400")]
 Interval = Annotated[float, Meta(ge=1, le=3600, description="a number of seconds from 1 to 3600")]
+CaptureShare = Annotated[float, Meta(gt=0, le=1, description="a share of requests, more than 0 and at most 1")]
+Days = Annotated[float, Meta(gt=0, le=3650, description="a number of days, more than 0 and at most 3650")]
 Usd = Annotated[float, Meta(ge=0, le=1_000_000, description="an amount of USD from 0 to 1000000")]
 Hash = Annotated[
     str,
@@ -40,6 +42,7 @@ Hash = Annotated[
     ),
 ]
 LogFormat = Literal["text", "json"]
+CaptureMode = Literal["redacted", "plain"]
 
 
 class Server(msgspec.Struct, frozen=True):
@@ -91,6 +94,19 @@ class SloConfig(msgspec.Struct, frozen=True):
     objective: ObjectiveShare = 0.99
 
 
+class CaptureConfig(msgspec.Struct, frozen=True):
+    """`[routes.NAME.capture]`: keep what clients send on a route, for replays. Without the table nothing is kept.
+
+    `key_env` names the variable with the key that encrypts it, `patterns` are further regular expressions to redact.
+    """
+
+    mode: CaptureMode = "redacted"
+    sample: CaptureShare = 1.0
+    retention_days: Days = 30.0
+    key_env: str = ""
+    patterns: tuple[str, ...] = ()
+
+
 class RouteConfig(msgspec.Struct, frozen=True):
     """`[routes.NAME]`: how one use case is served.
 
@@ -104,6 +120,7 @@ class RouteConfig(msgspec.Struct, frozen=True):
     retry_after_max_s: RetryAfter = 20.0
     timeouts: Timeouts = Timeouts()
     slo: SloConfig | None = None
+    capture: CaptureConfig | None = None
     levers: dict[str, Any] = {}
 
 

@@ -127,7 +127,8 @@ def _counts(report: Report) -> str:
     return (
         f"{counts.successful:,} answered of {counts.sent:,} sent; {counts.errored:,} failed, "
         f"{counts.cancelled:,} cancelled, {counts.cache_hits:,} from a cache; {counts.too_long:,} were too "
-        f"long and {counts.malformed:,} lines malformed."
+        f"long and {counts.malformed:,} lines malformed"
+        + (f", {counts.other_dialect:,} in another dialect." if counts.other_dialect else ".")
     )
 
 

@@ -52,6 +52,7 @@ class Run(msgspec.Struct, frozen=True):
     too_short: int = 0
     interrupted: bool = False
     others_cpu: float | None = None
+    other_dialect: int = 0
 
 
 class Counts(msgspec.Struct, frozen=True):
@@ -66,6 +67,7 @@ class Counts(msgspec.Struct, frozen=True):
     errored: int
     cancelled: int
     cache_hits: int
+    other_dialect: int = 0  # skipped: not in OpenAI's dialect
 
 
 class Throughput(msgspec.Struct, frozen=True):
@@ -190,6 +192,7 @@ def make(settings: Settings, run: Run, version: str, price: Callable[[Timing], f
         counts=Counts(
             in_trace=run.in_trace,
             malformed=run.malformed,
+            other_dialect=run.other_dialect,
             too_long=run.too_long,
             too_short=run.too_short,
             sent=len(timings),

@@ -29,6 +29,7 @@ KINDS: Final = ("azure", "mooncake", "sessions", "bodies")
 _MOONCAKE_BLOCK: Final = 512  # tokens that one hash id stands for
 _SESSION_BLOCK: Final = 16
 _MOONCAKE_STEP_MS: Final = 3000  # its timestamps are rounded down to this
+_OURS: Final = "openai"
 _NAMED: Final = 5  # malformed lines that are kept with their reason
 
 
@@ -48,12 +49,16 @@ class Traced(msgspec.Struct, frozen=True):
 
 
 class Trace(msgspec.Struct, frozen=True):
-    """A trace that was read. `malformed` counts the lines that could not be; the first few are in `problems`."""
+    """A trace that was read. `malformed` counts the lines that could not be; the first few are in `problems`.
+
+    `other_dialect` counts requests that were not OpenAI's and therefore left out.
+    """
 
     kind: str
     requests: tuple[Traced, ...]  # in order of time
     malformed: int = 0
     problems: tuple[str, ...] = ()
+    other_dialect: int = 0
 
 
 class _Lengths(msgspec.Struct):
@@ -68,6 +73,7 @@ class _Lengths(msgspec.Struct):
 class _Body(msgspec.Struct):
     timestamp: float | str
     body: msgspec.Raw = msgspec.Raw()
+    dialect: str = _OURS
 
 
 _LENGTHS: Final = msgspec.json.Decoder(_Lengths)
@@ -88,11 +94,13 @@ def read(path: Path, *, kind: str = "", strict: bool = False, seed: int = 0, ses
         raise BadRequest(f"the trace {path} cannot be read: {error}", param="trace") from None
     kind = kind or _kind_of(path, lines)
     problems: list[str] = []
-    malformed = 0
+    malformed = other_dialect = 0
     found: list[Traced] = []
     for number, parse in _PARSERS[kind](lines):
         try:
             found.append(parse())
+        except _OtherDialect:
+            other_dialect += 1
         except (ValueError, KeyError, TypeError, msgspec.MsgspecError) as error:
             malformed += 1
             what = f"{path}, line {number}: {error}"
@@ -102,6 +110,7 @@ def read(path: Path, *, kind: str = "", strict: bool = False, seed: int = 0, ses
                 problems.append(what)
     if not found:
         said = f"; the first problem: {problems[0]}" if problems else ""
+        said += f"; {other_dialect:,} lines are in another dialect than OpenAI's" if other_dialect else ""
         raise BadRequest(f"the trace {path} holds no request of kind {kind}{said}", param="trace")
     rng = random.Random(seed)
     if kind == "sessions":
@@ -112,7 +121,7 @@ def read(path: Path, *, kind: str = "", strict: bool = False, seed: int = 0, ses
     shifted = [msgspec.structs.replace(request, at_s=request.at_s - start) for request in found]
     if kind != "sessions":
         shifted.sort(key=lambda request: request.at_s)
-    return Trace(kind, tuple(shifted), malformed, tuple(problems))
+    return Trace(kind, tuple(shifted), malformed, tuple(problems), other_dialect)
 
 
 def _kind_of(path: Path, lines: list[str]) -> str:
@@ -128,6 +137,10 @@ def _kind_of(path: Path, lines: list[str]) -> str:
         if "body" in fields or "messages" in fields:
             return "bodies"
     raise BadRequest(f"the trace {path} is of no known kind; name one with --kind: {', '.join(KINDS)}", param="kind")
+
+
+class _OtherDialect(Exception):
+    """The line says that its body is not OpenAI's (`trimtab capture export` writes such lines)."""
 
 
 _Rows = Iterator[tuple[int, Callable[[], Traced]]]
@@ -181,11 +194,14 @@ def _of_lengths(line: str, block_tokens: int) -> Traced:
 
 def _of_body(line: str) -> Traced:
     said = _BODY.decode(line)
+    if said.dialect != _OURS:
+        raise _OtherDialect
     at_s = _moment(said.timestamp) if isinstance(said.timestamp, str) else said.timestamp / 1000
     body = said.body
     if not bytes(body):
         fields: dict[str, Any] = dict(_FIELDS.decode(line))
         del fields["timestamp"]
+        fields.pop("dialect", None)
         body = msgspec.Raw(msgspec.json.encode(fields))
     if "messages" not in _FIELDS.decode(body):
         raise ValueError("the body has no messages")

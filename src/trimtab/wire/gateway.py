@@ -36,6 +36,7 @@ class Shared(msgspec.Struct):
     metrics: Metrics
     journal: Any  # FileJournal: its health is asked for beyond the port
     store: Any  # LmdbStore, likewise
+    captures: Any  # Captures: what its thread writes is told by each configuration
     data_dir: Path
 
 

@@ -54,6 +54,10 @@ _METRICS = {
         ("outlet",),
         "Rows that left no trace elsewhere: a collector or log was down or slow. The ledger has them.",
     ),
+    "trimtab_capture_written_total": _Metric("counter", (), "Requests written to the capture file."),
+    "trimtab_capture_dropped_total": _Metric(
+        "counter", ("reason",), "Requests that should have been captured and were not, by reason."
+    ),
     "trimtab_in_flight_requests": _Metric("gauge", (), "Requests being answered now."),
 }
 
