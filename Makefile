@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 
 .PHONY: help demo test check lock bench-overhead bench-replay bench-replay-referee bench-traces clean
 help: ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 22
 
 $(VENV)/.base: requirements.lock pyproject.toml
 	@python=$(PY); $$python -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' || \
