@@ -129,6 +129,7 @@ def at_server(rows: list[dict[str, Any]], arrivals: list[tuple[float, int]]) -> 
 def run_on_core(command: list[str], folder: Path, limit_s: float) -> None:
     """Run a program on the first core; nothing of it is left afterwards. Raises Unavailable with what it said last."""
     environment = {**os.environ, "NO_PROXY": "127.0.0.1", "TIKTOKEN_CACHE_DIR": str(CACHE / "tiktoken")}
+    environment["HOME"] = str(folder)  # aiperf keeps prompts that it made under it
     core = str(min(os.sched_getaffinity(0)))
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
