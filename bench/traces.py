@@ -54,7 +54,9 @@ class Subset(NamedTuple):
 
 SUBSETS = (
     Subset("Azure code 2023", "azure2023_code.csv.gz", ("--speed", "0.5", "--duration", "60", "--limit", "10")),
-    Subset("Azure conversation 2023", "azure2023_conv.csv.gz", ("--speed", "0.12", "--duration", "75", "--limit", "12")),
+    Subset(
+        "Azure conversation 2023", "azure2023_conv.csv.gz", ("--speed", "0.12", "--duration", "75", "--limit", "12")
+    ),
     Subset(
         "Mooncake conversation",
         "mooncake_conversation.jsonl.gz",
