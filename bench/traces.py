@@ -68,7 +68,7 @@ SUBSETS = (
     Subset(
         "tau-bench agent sessions",
         "tau_airline_gpt4o_calls.jsonl.gz",
-        ("--sessions-per-s", "0.04", "--duration", "60", "--limit", "20"),
+        ("--sessions-per-s", "0.08", "--duration", "60", "--limit", "24"),
     ),
 )
 
