@@ -4,9 +4,9 @@ PY ?= $(shell tools/pick-python)
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test check lock bench-overhead bench-replay bench-telemetry clean
+.PHONY: help demo test check lock bench-overhead bench-replay bench-replay-referee bench-telemetry bench-traces clean
 help: ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 22
 
 $(VENV)/.base: requirements.lock pyproject.toml
 	@python=$(PY); $$python -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' || \
@@ -40,6 +40,12 @@ bench-overhead: $(VENV)/.dev ## CPU per request beside nginx, LiteLLM and others
 
 bench-replay: $(VENV)/.dev ## is `trimtab replay` right, and how much load can it make (a minute and a half)
 	@$(BIN)/python bench/replay.py
+
+bench-replay-referee: $(VENV)/.dev ## do `trimtab replay` and aiperf say the same of one server (four minutes)
+	@$(BIN)/python bench/referee.py
+
+bench-traces: $(VENV)/.dev ## replay four real traces against the embedded model: is every length right (ten minutes)
+	@$(BIN)/python bench/traces.py
 
 bench-telemetry: $(VENV)/.dev ## what OpenTelemetry costs a request (a minute)
 	@$(BIN)/python bench/telemetry.py

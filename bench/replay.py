@@ -122,21 +122,17 @@ def truth(mode: str, folder: Path) -> dict[str, Any]:
 
 
 def capacity(rate_per_s: int, seconds: int, stream: bool, folder: Path) -> dict[str, Any]:
-    """How late requests left at that rate, in milliseconds, and what the generator used of its core."""
+    """How late requests left at that rate, in milliseconds."""
     times_s = [n / rate_per_s for n in range(rate_per_s * seconds)]
     with server(str(HERE / "instruments" / "mock.py"), "--interval-us", "5000") as port:
-        before = os.times()
         report = replay(trace(folder, times_s, stream), port)
-        after = os.times()
     lag = report["metrics"]["queueing"]
-    used = after.children_user + after.children_system - before.children_user - before.children_system
     return {
         "requests": len(times_s),
         "failed": len(times_s) - report["counts"]["successful"],
         "p50_ms": lag["p50"],
         "p99_ms": lag["p99"],
         "requests_per_s": report["throughput"]["request_throughput"],
-        "cpu_us_a_request": used / len(times_s) * 1e6,
     }
 
 
@@ -171,12 +167,10 @@ def table(result: dict[str, Any]) -> str:
         lines.append(f"{mode} ({part['requests']:,} requests, {part['failed']} failed)")
         for name, one in part["percentiles"].items():
             lines.append(f"  {name:38}{one['known']:9,.1f} ms{one['reported']:9,.1f} ms{one['off']:8.2%}")
-    lines.append(f"{'sent late by':40}{'p50':>12}{'p99':>12}{'CPU':>14}")
+    lines.append(f"{'sent late by':40}{'p50':>12}{'p99':>12}")
     for name, part in result["capacity"].items():
         what = f"{name}, {part['requests']:,} requests, {part['failed']} failed"
-        lines.append(
-            f"  {what:38}{part['p50_ms']:9.2f} ms{part['p99_ms']:9.2f} ms{part['cpu_us_a_request']:8,.0f} us each"
-        )
+        lines.append(f"  {what:38}{part['p50_ms']:9.2f} ms{part['p99_ms']:9.2f} ms")
     return "\n".join(lines)
 
 

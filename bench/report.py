@@ -125,7 +125,7 @@ def _notes(results: dict[str, Result]) -> list[str]:
         if (result.sse_rate, result.ttft_rate) != (100.0, 50.0):
             rates = f"{result.sse_rate:.0f} streams a second (added TTFT at {result.ttft_rate:.0f})"
             notes.append(f"{result.title}: streams measured at {rates}: one core of it carries no 100")
-    if "trimtab" in results and not _machine()["python_optimized"]:
+    if "trimtab" in results and not machine()["python_optimized"]:
         notes.append("this Python was built without --enable-optimizations: Trimtab's CPU is a quarter higher for it")
     return notes
 
@@ -158,7 +158,7 @@ def _ratios(by_stack: dict[str, dict[str, dict[str, float] | None]]) -> dict[str
     return ratios
 
 
-def _machine() -> dict[str, object]:
+def machine() -> dict[str, object]:
     cpu = next(
         (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
         platform.machine(),
@@ -176,7 +176,7 @@ def _machine() -> dict[str, object]:
     }
 
 
-def _commit() -> str:
+def commit() -> str:
     def git(*arguments: str) -> str:
         here = Path(__file__).resolve().parent
         done = subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, check=False)
@@ -195,8 +195,8 @@ def document(results: dict[str, Result], settings: dict[str, Any], notes: list[s
     return {
         "what": "CPU per request, memory, start and added latency of gateways, measured in one run",
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "commit": _commit(),
-        "machine": _machine(),
+        "commit": commit(),
+        "machine": machine(),
         "settings": settings,
         "stacks": {
             name: {

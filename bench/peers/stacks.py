@@ -23,16 +23,18 @@ CACHE = ROOT / ".bench"
 def install_python_peer(package: str) -> str:
     """Have `package` in an environment of its own, on the Python that Trimtab runs on; the version installed.
 
-    One that another Python made is made anew: how an interpreter was built changes every figure by a fifth.
+    One that another Python made is made anew: how an interpreter was built changes every figure by a fifth. So is one
+    that was pinned to another version.
     """
-    name = package.partition("[")[0]
+    name, _, pin = package.partition("==")
+    name = name.partition("[")[0]
     venv = CACHE / name
     mark = venv / "made-by"
-    python = os.path.realpath(sys.executable)
-    if not mark.exists() or mark.read_text() != python:
+    made_by = " ".join(filter(None, (os.path.realpath(sys.executable), pin)))
+    if not mark.exists() or mark.read_text() != made_by:
         quiet([sys.executable, "-m", "venv", "--clear", str(venv)])
         quiet([str(venv / "bin" / "pip"), "install", "-q", "--disable-pip-version-check", package])
-        mark.write_text(python)
+        mark.write_text(made_by)
     code = f"import importlib.metadata as m; print(m.version({name!r}))"
     return quiet([str(venv / "bin" / "python"), "-c", code]).strip()
 

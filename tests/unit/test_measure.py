@@ -7,19 +7,22 @@ import gzip
 import json
 import random
 import re
+import socket
 
 import msgspec
 import pytest
+import uvloop
 from click.testing import CliRunner
 
 from trimtab.cli import main
 from trimtab.errors import BadRequest
 from trimtab.measure import report, stats, traces
-from trimtab.measure.load import Timing
+from trimtab.measure.load import Call, Timing, replay
 from trimtab.measure.prompts import PromptMaker, calibrate
 from trimtab.measure.target import fits
 from trimtab.measure.traces import Traced
 from trimtab.slo import SLOS, parse_slo
+from trimtab.transport import Origin
 
 AZURE = """TIMESTAMP,ContextTokens,GeneratedTokens
 2023-11-16 18:17:03.9799600,4808,10
@@ -53,9 +56,16 @@ def test_strict_names_the_line(tmp_path):
         traces.read(write(tmp_path, AZURE), strict=True)
 
 
-def test_mooncake_is_spread_over_its_three_second_steps(tmp_path):
+@pytest.mark.parametrize("off_ms", [0, -1, 3])
+def test_mooncake_is_spread_over_its_three_second_steps(tmp_path, off_ms):
     rows = [
-        {"timestamp": 3000 * (n // 40), "input_length": 600, "output_length": 5, "hash_ids": [0, n]} for n in range(80)
+        {
+            "timestamp": 3000 * (n // 40) + (n >= 40) * off_ms,
+            "input_length": 600,
+            "output_length": 5,
+            "hash_ids": [0, n],
+        }
+        for n in range(80)
     ]
     path = write(tmp_path, "\n".join(map(json.dumps, rows)))
     trace = traces.read(path, seed=1)
@@ -66,6 +76,12 @@ def test_mooncake_is_spread_over_its_three_second_steps(tmp_path):
     assert times[0] == 0
     assert 2 < times[39] < 4 < times[79] < 6
     assert trace.requests[0].block_tokens == 512
+
+
+def test_time_stamps_that_are_not_rounded_stay(tmp_path):
+    rows = [{"timestamp": at, "input_length": 60, "output_length": 5} for at in (0, 3000, 3700)]
+    trace = traces.read(write(tmp_path, "\n".join(map(json.dumps, rows))), seed=1)
+    assert [r.at_s for r in trace.requests] == [0, 3, 3.7]
 
 
 def test_sessions_keep_their_turns_in_order(tmp_path):
@@ -157,6 +173,21 @@ def test_fits():
     assert fits(Traced(0, 90, 10), 100)
     assert not fits(Traced(0, 91, 10), 100)
     assert fits(Traced(0, 10**6, 10), None)
+
+
+def test_times_are_finer_than_the_loops_and_nothing_leaves_early():
+    timings = []
+    calls = [Call(n / 300, n, b"{}") for n in range(12)]
+
+    async def run():
+        with socket.socket() as refusing:
+            refusing.bind(("127.0.0.1", 0))
+            await replay(Origin(f"http://127.0.0.1:{refusing.getsockname()[1]}"), calls, b"", timings.append)
+
+    uvloop.run(run())
+    assert len(timings) == 12
+    assert all(0 <= t.lag_s <= t.total_s for t in timings)
+    assert any(t.total_s * 1000 % 1 > 1e-6 for t in timings)
 
 
 def test_summary_of_known_values():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -15,6 +16,10 @@ import msgspec
 
 from trimtab.errors import TrimtabError
 from trimtab.transport import HttpReply, Origin
+
+# Not the loop's clock: uvloop's is rounded to a millisecond and stands still while a turn of the loop lasts, so that a
+# late generator would look punctual. Both count from the same origin, so the loop may be given deadlines in it.
+_now = time.monotonic
 
 PATH = "/v1/chat/completions"
 _CONNECT_S = 5.0
@@ -183,31 +188,29 @@ async def replay(
     `head` holds header lines, each ending in CRLF. A call beyond `limits.concurrency` waits, and its wait counts.
     Cancelling it ends what is in flight: `done` gets those calls too, as cancelled.
     """
-    loop = asyncio.get_running_loop()
     places = asyncio.Semaphore(limits.concurrency) if limits.concurrency else None
-    run = _Run(origin, head, loop.time(), done, limits, places)
+    run = _Run(origin, head, _now(), done, limits, places)
     chains: dict[str, list[Call]] = {}
     for number, call in enumerate(calls):
         chains.setdefault(call.session or f"\0{number}", []).append(call)
     async with asyncio.TaskGroup() as group:
         for chain in chains.values():
-            await _until(run.start + chain[0].at_s, loop)
+            await _until(run.start + chain[0].at_s)
             group.create_task(_send(run, chain[0]) if len(chain) == 1 else _in_turn(run, chain))
 
 
 async def _in_turn(run: _Run, chain: Sequence[Call]) -> None:
-    loop = asyncio.get_running_loop()
     free_s = 0.0
     for call in chain:
         due = msgspec.structs.replace(call, at_s=max(call.at_s, free_s))
-        await _until(run.start + due.at_s, loop)
+        await _until(run.start + due.at_s)
         await _send(run, due)
-        free_s = loop.time() - run.start
+        free_s = _now() - run.start
 
 
-async def _until(moment: float, loop: asyncio.AbstractEventLoop) -> None:
-    wait_s = moment - loop.time()
-    if wait_s > 0:
+async def _until(moment: float) -> None:
+    """Never early: uvloop rounds a wait to a millisecond, so what is left of it is waited for again."""
+    while (wait_s := moment - _now()) > 0:  # noqa: ASYNC110 - a time, which no event tells
         await asyncio.sleep(wait_s)
 
 
@@ -218,26 +221,24 @@ async def saturate(
 
     Returns answers per second, the last round's tail included, and the timings.
     """
-    loop = asyncio.get_running_loop()
-    start = loop.time()
+    start = _now()
     timings: list[Timing] = []
     waiting = iter(calls)
 
     async def one_stream() -> None:
         for call in waiting:
-            now = loop.time()
-            await _send(_Run(origin, head, now - call.at_s, timings.append, DEFAULT_LIMITS, None), call)
+            await _send(_Run(origin, head, _now() - call.at_s, timings.append, DEFAULT_LIMITS, None), call)
 
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(at_most_s), asyncio.TaskGroup() as group:
             for _ in range(concurrency):
                 group.create_task(one_stream())
     answered = sum(timing.ok for timing in timings)
-    return answered / max(loop.time() - start, 1e-9), timings
+    return answered / max(_now() - start, 1e-9), timings
 
 
 class _Run(NamedTuple):
-    """What the calls of one run share; `start` is its beginning in the loop's time."""
+    """What the calls of one run share; `start` is its beginning by the monotonic clock."""
 
     origin: Origin
     head: bytes
@@ -249,7 +250,6 @@ class _Run(NamedTuple):
 
 async def _send(run: _Run, call: Call) -> None:
     """One call; whatever goes wrong becomes a `Timing` with its error."""
-    loop = asyncio.get_running_loop()
     scheduled = run.start + call.at_s
     reader = AnswerReader(keep_text=run.limits.keep_text)
     reply: HttpReply | None = None
@@ -259,9 +259,9 @@ async def _send(run: _Run, call: Call) -> None:
             if run.places is not None:
                 await run.places.acquire()
             try:
-                sent = loop.time()
+                sent = _now()
                 reply = await run.origin.request("POST", chat_path(run.origin), run.head, call.body, _CONNECT_S)
-                await _receive(reply, reader, loop)
+                await _receive(reply, reader)
             finally:
                 if run.places is not None:
                     run.places.release()
@@ -277,18 +277,18 @@ async def _send(run: _Run, call: Call) -> None:
             reply.abort()  # a no-op when the reply came whole
         if not reader.done and not reader.error:
             reader.error = "the stream ended before its end mark"
-        run.done(_timing(call, reader, reply, (scheduled, sent, loop.time()), cancelled))
+        run.done(_timing(call, reader, reply, (scheduled, sent, _now()), cancelled))
 
 
-async def _receive(reply: HttpReply, reader: AnswerReader, loop: asyncio.AbstractEventLoop) -> None:
+async def _receive(reply: HttpReply, reader: AnswerReader) -> None:
     if reply.status != 200:
         text = (await reply.read(1 << 20)).decode(errors="replace")
         reader.error = f"status {reply.status}: {text[:_ERROR_CHARS]}"
     elif reply.content_type == "text/event-stream":
         while (piece := await reply.next()) is not None:
-            reader.feed(piece, loop.time())
+            reader.feed(piece, _now())
     else:
-        reader.whole(await reply.read(_ANSWER_BYTES), loop.time())
+        reader.whole(await reply.read(_ANSWER_BYTES), _now())
 
 
 def _timing(

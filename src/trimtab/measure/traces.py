@@ -30,6 +30,7 @@ _MOONCAKE_BLOCK: Final = 512  # tokens that one hash id stands for
 _SESSION_BLOCK: Final = 16
 _MOONCAKE_STEP_MS: Final = 3000  # its timestamps are rounded down to this
 _OURS: Final = "openai"
+_MOONCAKE_OFF_S: Final = 0.01  # the published ones lie up to 3 ms beside a step
 _NAMED: Final = 5  # malformed lines that are kept with their reason
 
 
@@ -226,9 +227,13 @@ def _moment(text: str) -> float:
 def _spread(requests: list[Traced], rng: random.Random) -> list[Traced]:
     """Undo the rounding of Mooncake's time stamps: each request somewhere in its step."""
     step_s = _MOONCAKE_STEP_MS / 1000
-    if any(request.at_s % step_s for request in requests):
+    steps = [round(request.at_s / step_s) * step_s for request in requests]
+    if any(abs(request.at_s - step) > _MOONCAKE_OFF_S for request, step in zip(requests, steps, strict=True)):
         return requests
-    return [msgspec.structs.replace(request, at_s=request.at_s + rng.uniform(0, step_s)) for request in requests]
+    return [
+        msgspec.structs.replace(request, at_s=step + rng.uniform(0, step_s))
+        for request, step in zip(requests, steps, strict=True)
+    ]
 
 
 def _started(requests: list[Traced], sessions_per_s: float, rng: random.Random) -> list[Traced]:
