@@ -73,7 +73,7 @@ def test_spans_say_what_the_ledger_says(
     assert own["attributes"]["http.response.status_code"] == 200
     assert own["attributes"]["trimtab.cost"] == pytest.approx(row["cost_nusd"] / 1e9)
     assert own["attributes"]["gen_ai.conversation.id"] == "talk-7"
-    assert "trimtab.stage.model_ttft" in own["attributes"]
+    assert "trimtab.stage.earlier_attempts" in own["attributes"]
     assert [c["kind"] for c in children] == [INTERNAL, INTERNAL, CLIENT, CLIENT]
     assert {c["traceId"] for c in children} == {TRACE}
     stages = children[:2]

@@ -54,7 +54,7 @@ class Otlp(Outlet[LedgerEntry]):
             SERVICE_INSTANCE_ID: str(uuid.uuid5(uuid.NAMESPACE_URL, instance)),
         }
         # What the environment says (OTEL_SERVICE_NAME, OTEL_RESOURCE_ATTRIBUTES) wins.
-        self._resource = Resource(own).merge(_environment())
+        self._resource = _One(Resource(own).merge(_environment()).attributes)
         base = endpoint.rstrip("/")
         self._spans = OTLPSpanExporter(f"{base}/v1/traces", timeout=_TIMEOUT_S)
         self._metrics = OTLPMetricExporter(f"{base}/v1/metrics", timeout=_TIMEOUT_S)
@@ -104,6 +104,15 @@ class Otlp(Outlet[LedgerEntry]):
         return otel.MetricsData([otel.ResourceMetrics(self._resource, [scope], self._resource.schema_url)])
 
 
+class _One(Resource):
+    """The only resource there is: the encoder groups spans by it, and its own hash is the JSON of its attributes."""
+
+    __hash__ = object.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+
 def _environment() -> Resource:
     """What OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES say, without the SDK's own description of itself."""
     from opentelemetry.sdk.resources import OTELResourceDetector
@@ -133,6 +142,7 @@ def _metric(instrument: Instrument, known: dict[tuple[str, ...], Series], began_
 
 
 def _attributes(instrument: Instrument, values: tuple[str, ...]) -> dict[str, str | bool]:
-    if values == (OVERFLOW,):
-        return {OVERFLOW: True}
+    if values[0] == OVERFLOW:
+        rest = values[1:]
+        return {OVERFLOW: True, **dict(zip(instrument.attributes[-len(rest) :], rest, strict=False))}
     return {name: value for name, value in zip(instrument.attributes, values, strict=True) if value}
