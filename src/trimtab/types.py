@@ -135,6 +135,7 @@ class Request(msgspec.Struct, frozen=True, gc=False):
         b""  # those of `headers` that may change the answer (API version, betas, organisation), for cache keys
     )
     trace: str = ""  # the client's W3C trace context (see `trace_context`)
+    idempotency: str = ""  # the client's name for this very request, the same when it tries again
 
 
 class Target(msgspec.Struct, frozen=True, gc=False):
@@ -204,13 +205,19 @@ class Answer(msgspec.Struct, frozen=True, gc=False):
     stored: Stored
 
 
+class Join(msgspec.Struct, frozen=True, gc=False):
+    """Answered by the upstream call that another request, in flight, is making."""
+
+    request_id: str
+
+
 class Refuse(msgspec.Struct, frozen=True):
     """Refuse with `error`; no upstream call."""
 
     error: TrimtabError
 
 
-Step = Continue | Answer | Refuse
+Step = Continue | Answer | Join | Refuse
 
 
 class Decision(msgspec.Struct, frozen=True):
@@ -229,6 +236,7 @@ class Decision(msgspec.Struct, frozen=True):
     saving_nusd: int | None = None  # predicted
     saving_basis: str = ""
     wants_reply: bool = False  # keep the reply for `learn`
+    share_key: bytes = b""  # requests with the same one may share an upstream call
     memo: Any = None
 
 
@@ -303,7 +311,7 @@ class Record(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, tag="row
     ttft_s: float | None = None  # arrival to first non-empty token, as the client saw it
     chunks: int = 0
     error: str = ""
-    cache: str = ""  # "", "hit", "miss", "off", "refresh": what the response header said
+    cache: str = ""  # "", "hit", "miss", "coalesced", "off", "refresh", "bypass": what the response header said
     stages: dict[str, float] = {}
     app_stages: dict[str, float] = {}  # the application's own, before the request came
     decisions: tuple[DecisionRecord, ...] = ()

@@ -8,6 +8,7 @@ from trimtab.stores.memory import MemoryStore
 from trimtab.types import (
     Answer,
     Attempt,
+    AttemptRecord,
     Dialect,
     End,
     Outcome,
@@ -78,9 +79,11 @@ def ask(body: bytes = BODY, *, at: float = 1_800_000_000.0, **changes) -> Reques
 
 
 def outcome(request: Request, *, end=End.OK, status=200, finish="stop", target=TARGET, reply=True) -> Outcome:
+    call = AttemptRecord(0, "serve", "e", "m", "p", end, 0.0, 1.0)
     record = Record(
-        request.id, request.at, request.scope, request.dialect, request.path, request.model, False, end, status, 1.0
-    )
+        request.id, request.at, request.scope, request.dialect, request.path, request.model, False, end, status, 1.0,
+        attempts=(call,),
+    )  # fmt: skip
     answer = Reply(b'{"id":"chatcmpl-1"}', "gpt-4o-mini-x", Usage(10, output=5), finish, target)
     return Outcome(request, record, answer if reply else None)
 

@@ -5,6 +5,9 @@ Left out on purpose, because they cannot change the answer: the fields `stream` 
 in the form that is asked for), the scope's `session` and `workflow` (names for the ledger), those headers that only
 describe the client (`Request.variant` holds the others), and the client's secret (the tenant stands for it).
 
+A request with an Idempotency-Key is another matter: sent again with the same key it is the same request, so it gets the
+same answer, whatever its temperature; the key is in the hash.
+
 Used only where the same question has the same answer: a temperature of at most 0.1, or a route that says
 `any_temperature`. Kept only if it is whole: ended ok, status 200, the model's own stop, and made by the very target
 that the key names. `docs/levers/exact-cache.md` says what that costs.
@@ -48,7 +51,7 @@ MemoryBytes = Annotated[int, msgspec.Meta(ge=0, le=1 << 40, description="a whole
 FileBytes = Annotated[int, msgspec.Meta(ge=1 << 20, le=1 << 44, description="a whole number of bytes from 1048576")]
 
 
-PER_ROUTE: Final = ("enabled", "ttl_s", "any_temperature", "share_users")
+PER_ROUTE: Final = ("enabled", "ttl_s", "any_temperature", "share_users", "coalesce")
 
 
 class Config(msgspec.Struct, frozen=True):
@@ -61,6 +64,7 @@ class Config(msgspec.Struct, frozen=True):
     max_bytes: FileBytes = 1 << 30  # of the file that all workers share; takes effect at a restart
     any_temperature: bool = False
     share_users: bool = False
+    coalesce: bool = True  # identical requests in flight in one worker share an upstream call
 
 
 class Memo(msgspec.Struct, frozen=True, gc=False):
@@ -123,13 +127,13 @@ class ExactCache:
         key = cache_key(request, target, self._identity(target.engine), share_users=share_users)
         memo = Memo(key, target, config.ttl_s)
         if request.scope.cache == "refresh":
-            return _go_on("client asked cache refresh", memo)
+            return _go_on("client asked cache refresh", memo, share=config.coalesce)
         stored = self._store.get(key)
         if stored is None:
-            return _go_on("miss", memo)
+            return _go_on("miss", memo, share=config.coalesce)
         age_s = self._clock.wall() - stored.created
         if age_s >= config.ttl_s:  # the setting was lowered since
-            return _go_on(f"stored answer is {age_s:.0f} s old, above ttl_s", memo)
+            return _go_on(f"stored answer is {age_s:.0f} s old, above ttl_s", memo, share=config.coalesce)
         return Decision(
             lever=_NAME,
             version=_VERSION,
@@ -142,9 +146,13 @@ class ExactCache:
     async def learn(self, outcome: Outcome, decision: Decision) -> None:
         """Keep a whole answer of the target that the key names."""
         memo, reply, record, request = decision.memo, outcome.reply, outcome.record, outcome.request
-        if not isinstance(memo, Memo) or reply is None or record.end != End.OK or record.status != 200:
+        if not isinstance(memo, Memo) or reply is None or record.status != 200:
             return
-        if reply.target != memo.target or not self._whole(request.dialect, reply.finish, request.fields):
+        # The call's end and not the request's: whose client left may still have an answer, made for others who waited.
+        if not record.attempts or record.attempts[-1].end != End.OK:
+            return
+        right = reply.target == memo.target and self._whole(request.dialect, reply.finish, request.fields)
+        if not right and not request.idempotency:
             return
         stored = Stored(
             dialect=request.dialect,
@@ -191,6 +199,7 @@ def cache_key(request: Request, target: Target, identity: str = "", *, share_use
                 request.variant,
                 names,
                 [bytes(fields[name]) for name in names],
+                *([request.idempotency] if request.idempotency else ()),
             )
         )
     ).digest()
@@ -207,6 +216,8 @@ def _obstacle(request: Request, plan: Plan, config: Config) -> str:
     if not plan.attempts:
         return "no target"
     fields = request.fields
+    if request.idempotency:  # the same request again: whatever it is, its answer is the one that was given
+        return ""
     if not config.any_temperature and (obstacle := _temperature_obstacle(fields.get("temperature"))):
         return obstacle
     return _side_obstacle(fields)
@@ -241,7 +252,7 @@ def _side_obstacle(fields: dict[str, msgspec.Raw]) -> str:
     return ""
 
 
-def _go_on(reason: str, memo: Memo | None = None) -> Decision:
+def _go_on(reason: str, memo: Memo | None = None, *, share: bool = False) -> Decision:
     return Decision(
         lever=_NAME,
         version=_VERSION,
@@ -249,5 +260,6 @@ def _go_on(reason: str, memo: Memo | None = None) -> Decision:
         step=None,
         reason=reason,
         wants_reply=memo is not None,
+        share_key=memo.key if memo is not None and share else b"",
         memo=memo,
     )
