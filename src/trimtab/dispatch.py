@@ -103,7 +103,10 @@ class Dispatcher:
                 if not exc.retryable:
                     spent.add(attempt.target)
         assert error is not None
-        raise error
+        try:
+            raise error
+        finally:
+            error = None  # its traceback leads back here
 
     async def relay(self, flight: Flight, attempt: Attempt, message: Message, sink: Sink, head: Head) -> Finish:
         """Pass one call through as it is, its reply piece by piece. Usage is read from JSON replies that state it."""

@@ -147,11 +147,12 @@ class Pipeline:
                     return self._replay(flight, step)
                 elif type(step) is Refuse:
                     raise step.error
-            outcome = await self._dispatcher.execute(flight, plan, sink, self.headers)
+            try:
+                outcome = await self._dispatcher.execute(flight, plan, sink, self.headers)
+            except TrimtabError as exc:
+                outcome = exc
+                raise
             return self._dressed(flight, outcome)
-        except TrimtabError as exc:
-            outcome = exc
-            raise
         finally:
             if leads is not None:
                 del self._flying[leads]
