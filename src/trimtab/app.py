@@ -177,6 +177,7 @@ class Worker:
         """Serve on an open listening socket until SIGTERM; SIGHUP reloads."""
         app = App(build_gateway(self._config, self._shared, self._ports, os.environ))
         loop, stop = asyncio.get_running_loop(), asyncio.Event()
+        await self._shared.store.start()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
         loop.add_signal_handler(signal.SIGHUP, lambda: self._spawn(self._reload(app)))
@@ -189,7 +190,7 @@ class Worker:
         finally:
             self._shared.captures.close()
             self._shared.metrics.save()
-            self._shared.store.close()
+            await self._shared.store.stop()
             self._shared.journal.close()
 
     async def _housekeeping(self) -> None:

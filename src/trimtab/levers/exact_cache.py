@@ -124,7 +124,7 @@ class ExactCache:
         memo = Memo(key, target, config.ttl_s)
         if request.scope.cache == "refresh":
             return _go_on("client asked cache refresh", memo)
-        stored = self._store.get(key)
+        stored = await self._store.get(key)
         if stored is None:
             return _go_on("miss", memo)
         age_s = self._clock.wall() - stored.created
@@ -157,6 +157,8 @@ class ExactCache:
             created=request.at,
             expires=request.at + memo.ttl_s,
             machine_s=reply.machine_s,
+            scope=msgspec.structs.replace(request.scope, user="", permission="", session="", workflow="", cache=""),
+            asked_model=request.model,
         )
         self._store.put(memo.key, stored)
 
