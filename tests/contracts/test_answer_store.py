@@ -344,6 +344,97 @@ def test_a_put_that_waits_during_a_purge_elsewhere_stays_dead(shared, tmp_path):
     assert run("print(store.find(key(1)))", tmp_path / "cache") == "None"
 
 
+def test_a_selective_purge_elsewhere_is_seen_here(shared, tmp_path):
+    clock = SystemClock()
+    for n in range(6):
+        shared.put(key(n), told(clock, n, tenant="odd" if n % 2 else "even"))
+    shared.flush()
+    assert all(shared.find(key(n)) is not None for n in range(6))  # in this process's memory too
+    early = told(clock, 7, tenant="odd")
+    assert run("print(store.purge(Selector(tenant='odd')))", tmp_path / "cache") == "3"
+    assert [n for n in range(6) if shared.find(key(n)) is not None] == [0, 2, 4]
+    shared.put(key(7), early)
+    shared.put(key(9), told(clock, 9, tenant="odd"))
+    shared.flush()
+    assert run("print(store.find(key(7)), store.find(key(9)) is not None)", tmp_path / "cache") == "None True"
+
+
+def test_a_put_that_waits_during_a_selective_purge_elsewhere_stays_dead(shared, tmp_path):
+    with shared._write_lock:  # as if the writer were slow
+        shared.put(key(1), told(SystemClock(), 1))
+        shared.put(key(2), told(SystemClock(), 2, tenant="other"))
+        assert run("print(store.purge(Selector(tenant='acme')))", tmp_path / "cache") == "0"
+        assert shared.find(key(1)) is None and shared.find(key(2)) is not None
+    shared.flush()
+    assert run("print(store.find(key(1)), store.find(key(2)) is not None)", tmp_path / "cache") == "None True"
+
+
+def test_a_selective_purge_while_others_write_leaves_nothing_that_is_meant(shared, tmp_path):
+    code = (
+        "late = [told(clock, n, tenant='acme' if n % 2 else 'other') for n in range(4000)]\n"
+        "print('ready', flush=True)\n"
+        "for n, one in enumerate(late):\n    store.put(key(n), one)\n    if n % 100 == 99: store.flush()\n"
+        "store.close()\n"
+    )
+    head = (
+        "import sys; from pathlib import Path\n"
+        f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from test_answer_store import *\n"
+        f"clock = SystemClock()\nstore = LmdbStore(Path({str(tmp_path / 'cache')!r}), 16 << 20, clock)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", head + code], stdout=subprocess.PIPE, text=True) as writer:
+        assert writer.stdout is not None and writer.stdout.readline() == "ready\n"
+        time.sleep(0.05)
+        shared.purge(Selector(tenant="acme"))
+        found = [n for n in range(4000) if (one := shared.find(key(n))) is not None and one.scope.tenant == "acme"]
+        assert found == []
+        assert writer.wait(60) == 0
+    kept = {n % 2 for n in range(4000) if shared.find(key(n)) is not None}
+    assert kept == {0}
+
+
+def test_a_lost_list_of_purges_revives_nothing(tmp_path, clock):
+    store = LmdbStore(tmp_path, 16 << 20, clock)
+    early = told(clock, 1)
+    clock.now += 1
+    store.purge(Selector(tenant="acme"))
+    store.close()
+    (tmp_path / "purges.json").write_text("not what it was")
+    again = LmdbStore(tmp_path, 16 << 20, clock)
+    again.put(key(1), early)
+    again.put(key(2), told(clock, 2))
+    again.flush()
+    assert again.find(key(1)) is None and again.find(key(2)) is not None
+    again.close()
+
+
+def test_a_file_that_cannot_be_searched_is_emptied(tmp_path, clock, caplog):
+    store = LmdbStore(tmp_path / "cache", 16 << 20, clock)
+    store.put(key(1), told(clock, 1))
+    store.flush()
+    other = LmdbStore(tmp_path / "cache", 16 << 20, clock)  # LMDB allows only one in a process
+    assert other.purge(Selector(tenant="whoever")) == 0
+    assert other.stats()["errors"] > 0
+    assert store.find(key(1)) is None
+    other.close()
+    store.close()
+
+
+def test_records_of_an_earlier_version_are_dropped_with_one_line(tmp_path, clock, caplog):
+    fill(tmp_path, clock, 20)
+    with lmdb.open(str(tmp_path / "answers"), max_dbs=8) as env:
+        for name in (b"answers1", b"ages1"):
+            with env.begin(write=True, db=env.open_db(name)) as txn:
+                txn.put(b"k", b"v")
+    (tmp_path / "generation").write_bytes((tmp_path / "generation").read_bytes()[:24])  # as that version left it
+    for _ in range(2):
+        store = LmdbStore(tmp_path, 16 << 20, clock)
+        assert store.find(key(3)) is not None
+        assert store.stats()["errors"] == 0
+        store.close()
+    assert len(caplog.messages) == 1 and "earlier version" in caplog.text
+
+
 def test_a_refresh_in_one_process_replaces_the_answer_in_the_memory_of_another(shared, tmp_path):
     shared.put(key(1), answer(SystemClock(), b"old"))
     shared.flush()

@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
 import msgspec
 
@@ -48,6 +48,11 @@ MemoryBytes = Annotated[int, msgspec.Meta(ge=0, le=1 << 40, description="a whole
 FileBytes = Annotated[int, msgspec.Meta(ge=1 << 20, le=1 << 44, description="a whole number of bytes from 1048576")]
 
 
+Milliseconds = Annotated[
+    float, msgspec.Meta(gt=0, le=1000, description="a number of milliseconds, more than 0 and at most 1000")
+]
+
+
 PER_ROUTE: Final = ("enabled", "ttl_s", "any_temperature", "share_users")
 
 
@@ -61,6 +66,10 @@ class Config(msgspec.Struct, frozen=True):
     max_bytes: FileBytes = 1 << 30  # of the file that all workers share; takes effect at a restart
     any_temperature: bool = False
     share_users: bool = False
+    store: Literal["lmdb", "memory", "valkey"] = "lmdb"  # takes effect at a restart, as the three below
+    url: str = ""  # of a Valkey or Redis server without a password
+    url_env: str = ""  # the variable with the URL of one that has a password
+    timeout_ms: Milliseconds = 20.0  # how long a request waits for that server
 
 
 class Memo(msgspec.Struct, frozen=True, gc=False):

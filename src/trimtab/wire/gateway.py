@@ -12,7 +12,7 @@ import msgspec
 from trimtab.config import Config
 from trimtab.errors import ModelNotFound
 from trimtab.pipeline import Pipeline
-from trimtab.ports import Clock, Engine, Lever
+from trimtab.ports import AnswerStore, Clock, Engine, Lever
 from trimtab.stores import ledger_db, ledger_reader
 from trimtab.types import Dialect, Target
 from trimtab.wire.access import Access
@@ -35,7 +35,7 @@ class Shared(msgspec.Struct):
     ids: Ids
     metrics: Metrics
     journal: Any  # FileJournal: its health is asked for beyond the port
-    store: Any  # LmdbStore, likewise
+    store: AnswerStore
     captures: Any  # Captures: what its thread writes is told by each configuration
     data_dir: Path
 
