@@ -1,5 +1,6 @@
 """One contract for every `AnswerStore`, then what only a store in a shared file can promise."""
 
+import asyncio
 import os
 import random
 import signal
@@ -13,12 +14,15 @@ import msgspec
 import pytest
 
 from trimtab.ports import AnswerStore
+from trimtab.stores import _purges, _valkey_epoch
 from trimtab.stores.lmdb import LmdbStore
 from trimtab.stores.memory import ENTRY_OVERHEAD_BYTES, MemoryStore
+from trimtab.stores.valkey import ValkeyStore
 from trimtab.types import Dialect, Scope, Selector, Stored, Target, Usage
 
 TARGET = Target("fast", "openai", "gpt-4o-mini", "openai")
-KINDS = ["memory", "lmdb", "lmdb-with-front"]
+KINDS = ["memory", "lmdb", "lmdb-with-front", "valkey", "valkey-with-front"]
+LEASE_S = 0.15
 
 
 class FakeClock:
@@ -30,6 +34,13 @@ class FakeClock:
 
     def mono(self) -> float:
         return self.now
+
+
+class TickingClock(FakeClock):
+    """Its wall stands still, its monotonic time runs: leases are real."""
+
+    def mono(self) -> float:
+        return time.monotonic()
 
 
 class SystemClock:
@@ -50,28 +61,37 @@ async def settle(store: AnswerStore) -> None:
     """Wait until what was put is where it belongs."""
     if isinstance(store, LmdbStore):
         store.flush()
+    if isinstance(store, ValkeyStore):
+        await store.flush()
 
 
 async def purge(store: AnswerStore, **what: str) -> int:
     """As a command does it, beside the running store."""
-    return store.purge(Selector(**what))
+    selector = Selector(**what)
+    return await asyncio.to_thread(store.purge, selector) if isinstance(store, ValkeyStore) else store.purge(selector)
 
 
 @pytest.fixture
 def clock():
-    return FakeClock()
+    return TickingClock()
 
 
 @pytest.fixture(params=KINDS)
-def store(request, tmp_path, clock):
+async def store(request, tmp_path, clock):
     made: AnswerStore
     if request.param == "memory":
         made = MemoryStore(1000, 16 << 20, clock)
+    elif request.param.startswith("valkey"):
+        server = request.getfixturevalue("valkey_server")
+        server.empty()
+        front = MemoryStore(100, 1 << 20, clock) if request.param == "valkey-with-front" else None
+        made = ValkeyStore(server.url, clock, front, timeout_s=1.0, lease_s=LEASE_S)
     else:
         front = MemoryStore(100, 1 << 20, clock) if request.param == "lmdb-with-front" else None
         made = LmdbStore(tmp_path / "cache", 16 << 20, clock, front)
+    await made.start()
     yield made
-    made.close()
+    await made.stop()
 
 
 # The contract
@@ -117,7 +137,9 @@ async def test_an_expired_entry_is_a_miss(store, clock):
 async def test_purge_drops_everything_and_says_how_much(store, clock):
     for n in range(3):
         store.put(key(n), answer(clock))
+    await settle(store)
     assert await purge(store) == 3
+    await settle(store)
     assert [await store.get(key(n)) for n in range(3)] == [None] * 3
     assert store.stats()["entries"] == 0
     assert await purge(store) == 0
@@ -172,12 +194,14 @@ async def test_a_selective_purge_drops_what_is_meant_and_nothing_else(store, clo
     assert [await store.get(key(n)) for n in range(3)] == [None] * 3
     assert [(await store.get(key(100 + n))).body for n in range(3)] == [b"100", b"101", b"102"]
     assert await purge(store, **what) == 0
+    await settle(store)
     assert store.stats()["entries"] == 3
 
 
 async def test_one_request_is_purged(store, clock):
     for n in range(5):
         store.put(key(n), told(clock, n))
+    await settle(store)
     assert await purge(store, request="r3") == 1
     assert await purge(store, request="r3", tenant="acme") == 0
     assert [n for n in range(5) if await store.get(key(n)) is None] == [3]
@@ -192,6 +216,7 @@ async def test_all_conditions_must_hold(store, clock):
 
 async def test_an_answer_that_does_not_say_whose_it_is_goes_with_every_purge(store, clock):
     store.put(key(1), answer(clock))
+    await settle(store)
     assert await purge(store, tenant="whoever") == 1
     assert await store.get(key(1)) is None
 
@@ -207,11 +232,13 @@ async def test_what_was_being_made_during_a_selective_purge_is_kept_only_if_it_i
     assert [n for n in (1, 2, 3) if await store.get(key(n)) is not None] == [2, 3]
 
 
-async def test_very_many_selective_purges_revive_nothing(store, clock):
+async def test_very_many_selective_purges_revive_nothing(store, clock, monkeypatch):
+    monkeypatch.setattr(_purges, "KEPT", 8)
+    monkeypatch.setattr(_valkey_epoch, "KEPT", 8)
     early, late = told(clock, 1), told(clock, 2, tenant="other")
     clock.now += 1
     await purge(store, tenant="acme")
-    for n in range(300):
+    for n in range(12):
         clock.now += 0.1
         await purge(store, tenant=f"t{n}")
     store.put(key(1), early)

@@ -127,7 +127,9 @@ def _purge_memory(folder: Path, what: Selector, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"folder": str(folder), "purged": None, **_named(what)}))
     else:
-        click.echo(f"The gateways that run on {folder} have dropped {_meant(what)} from memory; they do not say how many.")
+        click.echo(
+            f"The gateways that run on {folder} have dropped {_meant(what)} from memory; they do not say how many."
+        )
 
 
 def _say_purged(count: int, where: str, what: Selector, as_json: bool) -> None:
@@ -135,7 +137,9 @@ def _say_purged(count: int, where: str, what: Selector, as_json: bool) -> None:
         click.echo(json.dumps({"folder": where, "purged": count, **_named(what)}))
     else:
         selection = "" if what == EVERYTHING else f" ({_meant(what)})"
-        click.echo(f"Purged {_answers(count)} from {where}{selection}; gateways that run on it have forgotten them too.")
+        click.echo(
+            f"Purged {_answers(count)} from {where}{selection}; gateways that run on it have forgotten them too."
+        )
 
 
 def _named(what: Selector) -> dict[str, Any]:
@@ -187,7 +191,9 @@ def _say_server(settings: Config, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"folder": store.where, **figures}))
     else:
-        click.echo(f"{_answers(figures['entries'])} in {store.where}; the server uses {_size(figures['bytes'])} in all.")
+        click.echo(
+            f"{_answers(figures['entries'])} in {store.where}; the server uses {_size(figures['bytes'])} in all."
+        )
 
 
 def _answers(count: int) -> str:

@@ -8,7 +8,7 @@ from typing import Final
 
 import msgspec
 
-from trimtab.types import Scope, Stored, Target, Selector
+from trimtab.types import Scope, Selector, Stored, Target
 
 HEADER: Final = struct.Struct("<QdddI")  # generation, created, expires, written, checksum
 AGE: Final = struct.Struct(">Q")  # microseconds, so that the keys sort by age
@@ -16,8 +16,8 @@ _ENCODER: Final = msgspec.msgpack.Encoder()
 DECODER: Final = msgspec.msgpack.Decoder(Stored)
 
 
-class _Named(msgspec.Struct, gc=False):
-    """What a purge looks at; the rest of a record is skipped."""
+class Named(msgspec.Struct, frozen=True, gc=False):
+    """What a purge looks at."""
 
     model: str
     target: Target
@@ -26,7 +26,7 @@ class _Named(msgspec.Struct, gc=False):
     asked_model: str = ""
 
 
-_NAMES: Final = msgspec.msgpack.Decoder(_Named)
+_NAMES: Final = msgspec.msgpack.Decoder(Named)
 
 
 def pack(key: bytes, generation: int, stored: Stored, written: float) -> bytes:

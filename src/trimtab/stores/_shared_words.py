@@ -54,7 +54,7 @@ class SharedWords:
         return bytes(self._words[:40])
 
     def read(self) -> tuple[int, float, int, int, float]:
-        """Generation, unix seconds of the last full purge, counts of replacements and of selective purges, the last's."""
+        """Generation, unix seconds of the last full purge, counts of replacements and of selective ones, the last's."""
         return self._FORMAT.unpack_from(self._words)
 
     def purged(self, now: float) -> None:

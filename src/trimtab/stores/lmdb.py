@@ -69,8 +69,8 @@ class LmdbStore:
     """An `AnswerStore` in LMDB with an optional LRU in front.
 
     `get`, `find`, `put` and `stats` belong to one thread (the event loop's); `flush`, `purge` and `close` may be called
-    from another. Where the folder or the file cannot be used at all, it logs one line, counts errors and keeps answers in
-    the LRU only. `max_bytes` bounds the file; answers take at most four fifths of it, the oldest go first.
+    from another. Where the folder or the file cannot be used at all, it logs one line, counts errors and keeps answers
+    in the LRU only. `max_bytes` bounds the file; answers take at most four fifths of it, the oldest go first.
     """
 
     def __init__(self, folder: Path, max_bytes: int, clock: Clock, front: MemoryStore | None = None) -> None:
@@ -238,8 +238,7 @@ class LmdbStore:
     def _write(self, batch: dict[bytes, tuple[int, Stored]]) -> None:
         now = self._clock.wall()
         records = [
-            (key, generation, stored, pack(key, generation, stored, now))
-            for key, (generation, stored) in batch.items()
+            (key, generation, stored, pack(key, generation, stored, now)) for key, (generation, stored) in batch.items()
         ]
         with self._shared.locked():  # against another process's `_sync`, which removes the mark
             mark = self._folder / "unsynced"
