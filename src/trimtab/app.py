@@ -201,7 +201,7 @@ class Worker:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
         loop.add_signal_handler(signal.SIGHUP, lambda: self._spawn(self._reload(app)))
-        self._spawn(self._housekeeping())
+        self._spawn(self._housekeeping(app))
         # What is loaded stays: without it the collector walks it again and again (6% of a request's CPU, measured).
         gc.freeze()
         gc.set_threshold(10_000, 50, 100)
@@ -213,10 +213,11 @@ class Worker:
             await self._shared.store.stop()
             self._shared.journal.close()
 
-    async def _housekeeping(self) -> None:
+    async def _housekeeping(self, app: App) -> None:
         while True:
             await asyncio.sleep(1.0)
             self._shared.journal.flush()
+            app.gateway.gauge()
             self._shared.metrics.save()
 
     async def _reload(self, app: App) -> None:

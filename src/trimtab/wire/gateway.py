@@ -71,12 +71,19 @@ class Gateway:
 
     def scrape(self) -> bytes:
         """The metrics of all workers."""
+        self.gauge(besides=1)  # the scrape itself
+        return self.metrics.render()
+
+    def gauge(self, besides: int = 0) -> None:
+        """Note how this worker is now; `besides` requests in flight are not counted."""
         stats = self.shared.store.stats()
         self.metrics.set("trimtab_cache_entries", stats["entries"])
         self.metrics.set("trimtab_cache_errors_total", stats["errors"])
+        if "down" in stats:
+            self.metrics.set("trimtab_cache_skipped_total", stats["skipped"])
+            self.metrics.set("trimtab_cache_down", stats["down"])
         self.metrics.set("trimtab_journal_waiting_rows", self.shared.journal.waiting)
-        self.metrics.set("trimtab_in_flight_requests", self.in_flight - 1)  # not the scrape itself
-        return self.metrics.render()
+        self.metrics.set("trimtab_in_flight_requests", self.in_flight - besides)
 
     def model_in(self, body: bytes, content_type: bytes) -> str:
         """The model that a passed-through JSON body names, "" where there is none."""
