@@ -6,7 +6,6 @@ import time
 import msgspec
 import pytest
 from test_answer_store import LEASE_S, SystemClock, answer, key, told
-from valkey_server import ValkeyServer
 
 from trimtab.errors import StoreError
 from trimtab.stores import _valkey_records
@@ -15,6 +14,7 @@ from trimtab.stores._valkey_records import PREFIX
 from trimtab.stores.memory import MemoryStore
 from trimtab.stores.valkey import ValkeyStore
 from trimtab.types import Selector
+from valkey_server import ValkeyServer
 
 
 class SkewedClock(SystemClock):

@@ -12,12 +12,14 @@ from typing import Final
 
 from trimtab.errors import StoreError
 from trimtab.ports import Clock
-from trimtab.stores._valkey_link import Address, Link
+from trimtab.stores._valkey_link import Link
 from trimtab.stores._valkey_records import PREFIX
 
 _BATCH: Final = 32
-_STRIKES: Final = 3  # failures in a row, after which the server counts as down
-_REOPEN_S: Final = 0.25
+_STRIKES: Final = 5  # late replies in a row, after which the server counts as down
+_PATIENCE_S: Final = 0.25  # for a late reply, while nobody waits for it; without it the server is down
+_TURNS: Final = 2  # of the event loop, in which a reply is read that lay there when the loop itself was late
+_TRIALS: Final = 5
 
 Waiting = tuple[bytes, float, "asyncio.Future[object]"]
 
@@ -25,31 +27,34 @@ Waiting = tuple[bytes, float, "asyncio.Future[object]"]
 class Reads:
     """A connection for look-ups, and the requests that wait for it. `failed` hears why it is given up."""
 
-    def __init__(self, address: Address, clock: Clock, timeout_s: float, failed: Callable[[str], None]) -> None:
-        self._address = address
+    def __init__(self, clock: Clock, timeout_s: float, failed: Callable[[str], None]) -> None:
         self._clock = clock
         self._timeout_s = timeout_s
         self._failed = failed
         self._link: Link | None = None
+        self._late = False  # a reply is still to come that nobody waits for
         self._waiting: list[Waiting] = []
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._why = ""  # the connection broke, or the server refused
         self.errors = 0
 
     async def begin(self, link: Link) -> None:
-        """Look up over this link from now on. Raises StoreError if a first look-up takes longer than one may."""
-        try:
-            async with asyncio.timeout(self._timeout_s):
-                await link.ask(("GET", PREFIX))
-        except TimeoutError:
-            raise StoreError(f"takes longer than {self._timeout_s * 1000:g} ms for a look-up") from None
-        self._link = link
-        self._task = asyncio.create_task(self._run(link.run_id))
+        """Look up over this link from now on. Raises StoreError if no trial is as quick as a look-up has to be."""
+        for _ in range(_TRIALS):
+            began = self._clock.mono()
+            await link.ask(("GET", PREFIX))
+            if self._clock.mono() - began <= self._timeout_s:
+                break
+        else:
+            raise StoreError(f"takes longer than {self._timeout_s * 1000:g} ms for a look-up")
+        self._link, self._why = link, ""
+        self._task = asyncio.create_task(self._run(link))
 
     @property
     def open(self) -> bool:
         """Whether a look-up can be tried now."""
-        return self._link is not None
+        return self._link is not None and not self._late
 
     async def get(self, key: bytes) -> object:
         """What lies under the key, None where nothing does or it is not to be had in time."""
@@ -75,53 +80,60 @@ class Reads:
             if not future.done():
                 future.set_result(None)
 
-    async def _run(self, run_id: bytes) -> None:
+    async def _run(self, link: Link) -> None:
         strikes = 0
         while True:
             await self._wake.wait()
             self._wake.clear()
-            while self._waiting and self._link is not None:
+            while self._waiting:
                 batch, self._waiting = self._waiting[:_BATCH], self._waiting[_BATCH:]
-                if await self._look_up(self._link, batch):
-                    strikes = 0
-                    continue
-                strikes += 1
-                self.errors += 1
-                self._let_go()
-                if strikes >= _STRIKES or not await self._reopen(run_id):
-                    self._failed(f"did not answer within {self._timeout_s * 1000:g} ms")
+                late_s = await self._look_up(link, batch)
+                strikes = strikes + 1 if late_s else 0
+                self.errors += late_s > 0
+                if strikes >= _STRIKES or late_s >= _PATIENCE_S:
+                    self._let_go()
+                    self._failed(self._why or f"did not answer within {self._timeout_s * 1000:g} ms")
                     return
 
-    async def _look_up(self, link: Link, batch: list[Waiting]) -> bool:
-        """Answer those who wait, with None if nothing came in time; whether it did."""
-        left_s = max(0.001, batch[0][1] + self._timeout_s - self._clock.mono())
-        values: object = None
+    async def _look_up(self, link: Link, batch: list[Waiting]) -> float:
+        """Answer those who wait, with None if nothing came in time; by how many seconds it was late, else 0."""
+        asking = asyncio.create_task(link.ask(("MGET", *[key for key, _, _ in batch])))  # noqa: RUF006 (kept in `asking`)
         try:
-            async with asyncio.timeout(left_s):
-                (values,) = await link.ask(("MGET", *[key for key, _, _ in batch]))
-        except (StoreError, TimeoutError):
-            pass
+            left_s = max(0.001, batch[0][1] + self._timeout_s - self._clock.mono())
+            await asyncio.wait({asking}, timeout=left_s)
+            for _ in range(_TURNS):
+                if not asking.done():
+                    await asyncio.sleep(0)
+            if asking.done():
+                values = self._values(asking)
+                _give(batch, values)
+                return _PATIENCE_S if values is None else 0.0
+            _give(batch, None)
+            self._late = True
+            self._let_go()
+            began = self._clock.mono()
+            await asyncio.wait({asking}, timeout=_PATIENCE_S)
+            if not asking.done() or self._values(asking) is None:
+                return _PATIENCE_S
+            return max(1e-6, min(self._clock.mono() - began, _PATIENCE_S / 2))
         finally:
-            found = values if isinstance(values, list) else [None] * len(batch)
-            for (_, _, future), value in zip(batch, found, strict=True):
-                if not future.done():
-                    future.set_result(value)
-        return isinstance(values, list)
+            self._late = False
+            _give(batch, None)
+            if not asking.done():
+                asking.cancel()
+                await asyncio.gather(asking, return_exceptions=True)
 
-    async def _reopen(self, run_id: bytes) -> bool:
-        """A fresh link in place of one that may still carry a late reply; only if the same server answers."""
-        old, self._link = self._link, None
-        if old is not None:
-            await old.drop()
-        link = Link(self._address)
-        try:
-            async with asyncio.timeout(_REOPEN_S):
-                await link.open()
-        except (StoreError, TimeoutError):
-            await link.drop()
-            return False
-        if link.run_id != run_id:
-            await link.drop()
-            return False
-        self._link = link
-        return True
+    def _values(self, asking: asyncio.Task[list[object]]) -> list[object] | None:
+        """What the server said, None if the connection broke or it refused."""
+        error = asking.exception()
+        values = asking.result()[0] if error is None else error
+        if isinstance(values, list):
+            return values
+        self._why = str(values)
+        return None
+
+
+def _give(batch: list[Waiting], values: list[object] | None) -> None:
+    for n, (_, _, future) in enumerate(batch):
+        if not future.done():
+            future.set_result(None if values is None else values[n])

@@ -5,9 +5,9 @@
 
 Promises and their price:
 
-* A request never waits longer than the budget for a look-up. After three failures in a row, or when a connection
-  breaks, the server counts as down: look-ups and answers go without it and cost nothing, while one task tries again,
-  later and later. It counts as up when a first look-up was quick enough.
+* A request never waits longer than the budget for a look-up. When five in a row were late, or a connection breaks or
+  says nothing for a quarter of a second, the server counts as down: look-ups and answers go without it and cost
+  nothing, while one task tries again, later and later. It counts as up when a first look-up was quick enough.
 * A purge reaches every worker. Each asks for the epoch four times in `lease_s` and trusts its memory for `lease_s`
   after it asked; a purge returns when that time is over. Clocks of machines are never compared for it.
 * `put` only queues. What is lost when a worker dies, or the server does, are answers that cost a model once more.
@@ -76,7 +76,7 @@ class ValkeyStore:
         self._complained_at = -_LOG_EVERY_S
         self._hits = self._misses = self._errors = self._evictions = self._skipped = 0
         self._survey = {"entries": 0, "bytes": 0}
-        self._reads = Reads(self._address, clock, timeout_s, self._give_up)
+        self._reads = Reads(clock, timeout_s, self._give_up)
         self._writes = Writes(clock, lambda: self._known, self._refresh, self._give_up, self._say_refused)
         self._reason = ""
         self._kick = asyncio.Event()
@@ -214,7 +214,7 @@ class ValkeyStore:
             asked = self._clock.mono()
             async with asyncio.timeout(_ANSWER_S):
                 known = await settle(self._watching)
-            await self._reads.begin(reads)
+                await self._reads.begin(reads)
             handed_over.append(reads)
             self._writes.begin(writes)
             handed_over.append(writes)
@@ -287,6 +287,7 @@ class ValkeyStore:
         self._up = False
         self._leased_until = 0.0
         self._reason = self._reason or reason
+        self._say_down(self._reason)
         self._kick.set()
 
     # What is said
