@@ -37,6 +37,10 @@ _CHAT_PATH = {Dialect.OPENAI: "/v1/chat/completions", Dialect.ANTHROPIC: "/v1/me
 PROVIDER_HEADERS = (b"anthropic-", b"openai-")
 _FATAL_STATUS = frozenset({400, 413, 422})  # the client's mistake: another target would say the same
 _ERROR_BODY_BYTES = 1 << 20
+STREAM_HEADERS: list[Header] = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+]
 _HOP_HEADERS = frozenset(
     ("connection", "content-length", "keep-alive", "transfer-encoding", "date", "server", "trailer")
 )
@@ -99,7 +103,10 @@ class Dispatcher:
                 if not exc.retryable:
                     spent.add(attempt.target)
         assert error is not None
-        raise error
+        try:
+            raise error
+        finally:
+            error = None  # its traceback leads back here
 
     async def relay(self, flight: Flight, attempt: Attempt, message: Message, sink: Sink, head: Head) -> Finish:
         """Pass one call through as it is, its reply piece by piece. Usage is read from JSON replies that state it."""
@@ -165,6 +172,7 @@ class Dispatcher:
         request, deadline, idle_s = flight.request, call.deadline, call.attempt.timeouts.idle_s
         scanner = _scanner(call, request)
         kept: list[bytes] | None = [] if flight.wants_reply else None
+        flight.pieces = kept
         out: bytes | None
         try:
             out = await _until_first_token(call, scanner)
@@ -176,6 +184,8 @@ class Dispatcher:
                     flight.response_bytes += len(out)
                     if kept is not None:
                         kept.append(out)
+                        if flight.shared is not None:
+                            flight.shared.tell()
                     deadline.at, deadline.label = call.last_at, "total_s"  # the client's slowness is not the engine's
                     await sink.write(out)
                 deadline.at = self.clock.mono() + idle_s
@@ -191,11 +201,10 @@ class Dispatcher:
             flight.error = f"the upstream reported an error inside the stream: {scanner.error}"
             flight.end = End.ERROR
         elif kept is not None:
-            kept.append(scanner.tail)
-            whole = kept
+            whole, tail = kept, scanner.tail  # others may still read the list: it stays as it is
             usage = scanner.usage  # taken out of a stream whose client did not ask for it, but not out of the answer
             codec = CODECS[request.dialect]
-            flight.make_reply = lambda: _reply(call, codec.assemble(b"".join(whole), usage=usage), request)
+            flight.make_reply = lambda: _reply(call, codec.assemble(b"".join([*whole, tail]), usage=usage), request)
         flight.response_bytes += len(scanner.tail)
         return Finish(200, None, scanner.tail, cut=not scanner.ended)
 
@@ -203,10 +212,7 @@ class Dispatcher:
         flight.started = True
         flight.status = 200
         flight.served = call.attempt.target
-        headers = head(flight)
-        headers.append((b"content-type", b"text/event-stream; charset=utf-8"))
-        headers.append((b"cache-control", b"no-cache"))
-        sink.start(200, headers)
+        sink.start(200, head(flight) + STREAM_HEADERS)
 
 
 def _scanner(call: Call, request: Request) -> Scanner:

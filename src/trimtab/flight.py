@@ -6,7 +6,8 @@ import asyncio
 from collections.abc import Callable
 from typing import NamedTuple
 
-from trimtab.ports import Clock
+from trimtab.errors import TrimtabError
+from trimtab.ports import Clock, Sink
 from trimtab.types import AttemptRecord, Decision, End, Reply, Request, Stored, Target
 
 Header = tuple[bytes, bytes]
@@ -88,8 +89,9 @@ class Flight:
     """What has happened so far to one request: the only mutable thing about it."""
 
     __slots__ = (
-        "app_stages", "asked", "attempts", "cache", "chunks", "decisions", "end", "error", "make_reply", "request",
-        "response_bytes", "served", "stages", "started", "status", "stored", "ttft_s", "wants_reply",
+        "app_stages", "asked", "attempts", "cache", "chunks", "decisions", "end", "error", "joined", "make_reply",
+        "pieces", "request", "response_bytes", "served", "shared", "stages", "started", "status", "stored", "ttft_s",
+        "wants_reply",
     )  # fmt: skip
 
     def __init__(self, request: Request) -> None:
@@ -108,6 +110,9 @@ class Flight:
         self.response_bytes = 0
         self.started = False  # the head went to the client: nothing can be retried any more
         self.stored: Stored | None = None
+        self.pieces: list[bytes] | None = None  # of a stream, as they went out, where somebody may want them
+        self.shared: SharedCall | None = None  # others listen to this one's call
+        self.joined: Flight | None = None  # the one whose call answers this one
         self.served: Target | None = None
         self.wants_reply = False  # a lever asked for the whole reply
         self.make_reply: Callable[[], Reply] | None = None  # called after the answer is sent, if a lever asked
@@ -120,6 +125,71 @@ class Finish(NamedTuple):
     headers: list[Header] | None
     body: bytes
     cut: bool = False  # break the connection after it: what the client has is not whole
+
+
+class SharedCall:
+    """One upstream call for several clients: who asks the same while it runs gets what it gets, piece by piece.
+
+    The first to ask (the leader) makes the call and pays for it; its row has the attempt. The others listen: their rows
+    have no attempt. Nobody's leaving or slowness is another's: once somebody listens, the leader's task no longer waits
+    for its client, and ends early only when no client is left.
+    """
+
+    __slots__ = (
+        "_listeners",
+        "_news",
+        "_task",
+        "leader",
+        "leader_end",
+        "leader_error",
+        "leader_gone",
+        "outcome",
+        "over",
+    )
+
+    def __init__(self, leader: Flight, sink: Sink, task: asyncio.Task[None]) -> None:
+        self.leader = leader
+        self.leader_gone = False
+        self.over = False
+        self.leader_end = leader.end  # as its call ended; what became of its client is its own
+        self.leader_error = ""
+        self.outcome: Finish | TrimtabError | None = None  # None though over: no call was made, ask on your own
+        self._task = task
+        self._listeners = 0
+        self._news = asyncio.Event()
+        leader.shared = self
+        sink.release(self._leader_left)
+
+    def __enter__(self) -> SharedCall:
+        self._listeners += 1
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._listeners -= 1
+        self._end_if_nobody_is_left()
+
+    def tell(self) -> None:
+        """There is another piece, or an outcome."""
+        self._news.set()
+        self._news.clear()
+
+    def end(self, outcome: Finish | TrimtabError | None) -> None:
+        """The call is over: how its answer ends, or why there is none."""
+        self.over, self.outcome = True, outcome
+        self.leader_end, self.leader_error = self.leader.end, self.leader.error
+        self.tell()
+
+    async def news(self) -> None:
+        """Wait until `tell`."""
+        await self._news.wait()
+
+    def _leader_left(self) -> None:
+        self.leader_gone = True
+        self._end_if_nobody_is_left()
+
+    def _end_if_nobody_is_left(self) -> None:
+        if self.leader_gone and not self._listeners and not self.over:
+            self._task.cancel()
 
 
 Head = Callable[[Flight], list[Header]]

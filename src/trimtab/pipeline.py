@@ -11,22 +11,28 @@ A request's life after the wire has parsed it:
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
 
-from trimtab.dispatch import Dispatcher
-from trimtab.errors import TrimtabError, UpstreamStatus
-from trimtab.flight import Finish, Flight, Header, Message
+from msgspec import structs
+
+from trimtab.dispatch import STREAM_HEADERS, Dispatcher
+from trimtab.errors import TrimtabError, UpstreamCut, UpstreamStatus
+from trimtab.flight import Finish, Flight, Header, Message, SharedCall
 from trimtab.ports import Clock, Journal, Lever, Sink
 from trimtab.protocols import CODECS
 from trimtab.types import (
     NO_USAGE,
     Answer,
     Attempt,
+    AttemptRecord,
     Continue,
     Decision,
     DecisionRecord,
     End,
+    Join,
     Outcome,
     Plan,
     Record,
@@ -36,6 +42,9 @@ from trimtab.types import (
 )
 
 _log = logging.getLogger("trimtab.pipeline")
+
+_ShareKey = tuple[bytes, bool, bool]  # the lever's, and the form of the reply: streamed, with usage
+_Flying = tuple[Flight, Sink, Any]
 
 
 class Pipeline:
@@ -60,6 +69,7 @@ class Pipeline:
         self._settled = settled
         self._cost = cost
         self._capture = capture
+        self._flying: dict[_ShareKey, _Flying] = {}  # calls that others may share
 
     async def run(self, flight: Flight, plan: Plan, levers: Sequence[Lever], sink: Sink) -> None:
         """Answer one request through `sink`. Raises only CancelledError, after settling."""
@@ -89,6 +99,11 @@ class Pipeline:
             except Exception:
                 _log.exception("request %s failed inside the gateway", flight.request.id)
                 finish = self.failed(flight, TrimtabError("the gateway failed on this request; its log says why"))
+            if flight.shared is not None and flight.shared.leader_gone:
+                flight.end, flight.error = (
+                    End.CANCELLED,
+                    "the client left; others who asked the same got the answer",
+                )
             record = self.settle(flight)
         finally:
             if record is None:
@@ -101,30 +116,100 @@ class Pipeline:
 
     async def _answer(self, flight: Flight, plan: Plan, levers: Sequence[Lever], sink: Sink) -> Finish:
         mono = self._clock.mono
-        for lever in levers:
-            began = mono()
+        leads: _ShareKey | None = None
+        outcome: Finish | TrimtabError | None = None
+        try:
+            for lever in levers:
+                began = mono()
+                try:
+                    decision = await lever.decide(flight.request, plan)
+                except Exception as exc:
+                    decision = _failed_decision(lever, exc)
+                took_s = mono() - began
+                flight.stages[lever.name] = took_s
+                flight.decisions.append(decision)
+                step = decision.step
+                if decision.share_key and leads is None:
+                    key = (decision.share_key, flight.request.stream, flight.request.wants_usage)
+                    flying = self._flying.get(key)
+                    if flying is None:
+                        leads = key
+                        self._flying[key] = (flight, sink, asyncio.current_task())
+                    elif (finish := await self._join(flight, flying, sink)) is not None:
+                        return finish
+                if decision.wants_reply:
+                    flight.wants_reply = True
+                if step is None:
+                    continue
+                if type(step) is Continue:
+                    flight.request, plan = step.request, step.plan
+                elif type(step) is Answer:
+                    return self._replay(flight, step)
+                elif type(step) is Refuse:
+                    raise step.error
             try:
-                decision = await lever.decide(flight.request, plan)
-            except Exception as exc:
-                decision = _failed_decision(lever, exc)
-            took_s = mono() - began
-            flight.stages[lever.name] = took_s
-            flight.decisions.append(decision)
-            step = decision.step
-            if decision.wants_reply:
-                flight.wants_reply = True
-            if step is None:
-                continue
-            if type(step) is Continue:
-                flight.request, plan = step.request, step.plan
-            elif type(step) is Answer:
-                return self._replay(flight, step)
-            elif type(step) is Refuse:
-                raise step.error
-        finish = await self._dispatcher.execute(flight, plan, sink, self.headers)
+                outcome = await self._dispatcher.execute(flight, plan, sink, self.headers)
+            except TrimtabError as exc:
+                outcome = exc
+                raise
+            return self._dressed(flight, outcome)
+        finally:
+            if leads is not None:
+                del self._flying[leads]
+                if flight.shared is not None:
+                    flight.shared.end(outcome)
+            outcome = None  # an error's traceback leads back here
+
+    def _dressed(self, flight: Flight, finish: Finish) -> Finish:
         if finish.headers is None:
             return finish
         return Finish(finish.status, self.headers(flight) + finish.headers, finish.body)
+
+    async def _join(self, flight: Flight, flying: _Flying, sink: Sink) -> Finish | None:
+        """Be answered by the call that another request is making; None if that made none after all.
+
+        Raises what the other's call raised, and UpstreamCut if it ended without a word.
+        """
+        leader, leader_sink, task = flying
+        began, decision = self._clock.mono(), flight.decisions[-1]
+        flight.decisions[-1] = structs.replace(
+            decision,
+            step=Join(leader.request.id),
+            reason=f"coalesced with {leader.request.id}",
+            wants_reply=False,
+            memo=None,
+        )
+        flight.cache = "coalesced"
+        sink.watch()
+        with leader.shared or SharedCall(leader, leader_sink, task) as shared:
+            sent = 0
+            while True:
+                while leader.pieces is not None and sent < len(leader.pieces):
+                    if not flight.started:
+                        flight.started, flight.status = True, 200
+                        flight.ttft_s = self._clock.mono() - flight.request.start
+                        sink.start(200, self.headers(flight) + STREAM_HEADERS)
+                    piece = leader.pieces[sent]
+                    sent += 1
+                    flight.chunks += 1
+                    flight.response_bytes += len(piece)
+                    await sink.write(piece)
+                if shared.over:
+                    break
+                await shared.news()
+        outcome = shared.outcome
+        if outcome is None and not flight.started:
+            flight.decisions[-1], flight.cache = decision, ""
+            return None
+        flight.joined = leader
+        flight.stages["shared_call"] = self._clock.mono() - began
+        if outcome is None:
+            raise UpstreamCut("the request that this one waited for was broken off; what came so far is not whole")
+        if isinstance(outcome, TrimtabError):
+            raise outcome
+        flight.status, flight.end, flight.error = outcome.status, shared.leader_end, shared.leader_error
+        flight.response_bytes += len(outcome.body)
+        return self._dressed(flight, outcome)
 
     def _replay(self, flight: Flight, step: Answer) -> Finish:
         request, stored = flight.request, step.stored
@@ -145,8 +230,8 @@ class Pipeline:
         request = flight.request
         codec = CODECS[request.dialect]
         flight.error = error.message
-        if flight.attempts:
-            flight.end = End(flight.attempts[-1].end)
+        if attempts := _attempts(flight):
+            flight.end = End(attempts[-1].end)
             if flight.end is End.OK:
                 flight.end = End.ERROR
         else:
@@ -280,7 +365,11 @@ def _step_name(decision: Decision) -> str:
     if decision.reason.startswith("failed: "):
         return "failed"
     step = decision.step
-    return "continue" if step is None else {Continue: "change", Answer: "answer", Refuse: "refuse"}[type(step)]
+    return (
+        "continue"
+        if step is None
+        else {Continue: "change", Answer: "answer", Join: "join", Refuse: "refuse"}[type(step)]
+    )
 
 
 def _decision_record(d: Decision, took_s: float) -> DecisionRecord:
@@ -307,6 +396,11 @@ def _cache_word(flight: Flight) -> str:
     return "miss" if flight.wants_reply else "bypass"
 
 
+def _attempts(flight: Flight) -> list[AttemptRecord]:
+    """Its own upstream calls, or those of the request that it shared with."""
+    return flight.attempts if flight.joined is None else flight.joined.attempts
+
+
 def _baseline(flight: Flight) -> tuple[Usage, str, str, str, float]:
     """What the request would have used without the levers: as the stored answer did, or the one that it got.
 
@@ -315,7 +409,7 @@ def _baseline(flight: Flight) -> tuple[Usage, str, str, str, float]:
     if flight.stored is not None:
         stored, target = flight.stored, flight.stored.target
         return stored.usage, target.upstream_model, target.provider, target.engine, stored.machine_s
-    for attempt in reversed(flight.attempts):
+    for attempt in reversed(_attempts(flight)):
         if attempt.usage_source != "none":
             return attempt.usage, attempt.model, attempt.provider, attempt.engine, attempt.machine_s
     return NO_USAGE, "", "", "", 0.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Protocol
 
 from trimtab.errors import TrimtabError
@@ -183,6 +184,10 @@ class Sink(Protocol):
 
     def unwatch(self) -> None:
         """No longer. Idempotent."""
+        ...
+
+    def release(self, gone: Callable[[], None]) -> None:
+        """The task goes on for others: writes no longer wait for this client, and if it leaves `gone` is called."""
         ...
 
     def reply(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:

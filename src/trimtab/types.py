@@ -135,6 +135,7 @@ class Request(msgspec.Struct, frozen=True, gc=False):
         b""  # those of `headers` that may change the answer (API version, betas, organisation), for cache keys
     )
     trace: str = ""  # the client's W3C trace context (see `trace_context`)
+    idempotency: str = ""  # the client's name for this very request, the same when it tries again
 
 
 class Target(msgspec.Struct, frozen=True, gc=False):
@@ -191,6 +192,7 @@ class Stored(msgspec.Struct, frozen=True, gc=False):
     machine_s: float = 0.0  # the engine's busy seconds that it took
     scope: Scope | None = None  # whose it is, under which versions, so that it can be purged by them; user left out
     asked_model: str = ""  # as the client named it
+    private: str = ""  # what identifies somebody in it, such as "EMAIL"; without a body, it says so of others
 
 
 class Selector(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
@@ -238,13 +240,19 @@ class Answer(msgspec.Struct, frozen=True, gc=False):
     stored: Stored
 
 
+class Join(msgspec.Struct, frozen=True, gc=False):
+    """Answered by the upstream call that another request, in flight, is making."""
+
+    request_id: str
+
+
 class Refuse(msgspec.Struct, frozen=True):
     """Refuse with `error`; no upstream call."""
 
     error: TrimtabError
 
 
-Step = Continue | Answer | Refuse
+Step = Continue | Answer | Join | Refuse
 
 
 class Decision(msgspec.Struct, frozen=True):
@@ -263,6 +271,7 @@ class Decision(msgspec.Struct, frozen=True):
     saving_nusd: int | None = None  # predicted
     saving_basis: str = ""
     wants_reply: bool = False  # keep the reply for `learn`
+    share_key: bytes = b""  # requests with the same one may share an upstream call
     memo: Any = None
 
 
@@ -337,7 +346,7 @@ class Record(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, tag="row
     ttft_s: float | None = None  # arrival to first non-empty token, as the client saw it
     chunks: int = 0
     error: str = ""
-    cache: str = ""  # "", "hit", "miss", "off", "refresh": what the response header said
+    cache: str = ""  # "", "hit", "miss", "coalesced", "off", "refresh", "bypass": what the response header said
     stages: dict[str, float] = {}
     app_stages: dict[str, float] = {}  # the application's own, before the request came
     decisions: tuple[DecisionRecord, ...] = ()

@@ -57,6 +57,13 @@ def _session(leader: int) -> list[int]:
     return found
 
 
+def _name(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:  # it has just ended
+        return ""
+
+
 class Gateway:
     """One running gateway. `config` is the text of its trimtab.toml without host, port and data_dir."""
 
@@ -131,11 +138,7 @@ class Gateway:
     def children(self, name: str) -> list[int]:
         """The ids of its processes that bear a name, such as "trimtab-worker0"."""
         assert self.process is not None
-        return [
-            pid
-            for pid in _session(self.process.pid)
-            if Path(f"/proc/{pid}/comm").read_text().strip() == name and pid != self.process.pid
-        ]
+        return [pid for pid in _session(self.process.pid) if _name(pid) == name and pid != self.process.pid]
 
     def _kill_session(self) -> None:
         """SIGKILL to all that is left of the session that the process leads, itself last; waits until it is gone."""

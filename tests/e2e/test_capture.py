@@ -210,7 +210,7 @@ def test_summary_export_and_wrong_keys(gateway: Gateway, upstream: Upstream) -> 
     for arguments, said in [
         ((), "none was given"),
         (("--key-env", "NOT_SET_AT_ALL"), "NOT_SET_AT_ALL is not set"),
-        (("--key-env", "HOME"), "HOME is not base64"),
+        (("--key-env", "PATH"), "PATH is not base64"),
     ]:
         done = gateway.trimtab("capture", "export", "--route", "locked", *arguments)
         assert (done.returncode, said in done.stderr, "Traceback" in done.stderr) == (1, True, False), done.stderr

@@ -256,7 +256,7 @@ class TestReplay:
         assert [timing.group for timing in timings if timing.ok] == [0]
 
 
-NO_LEDGER = demo.Ledger(0, 0, 0, 0, 0, 0, 0.0, None, None)
+NO_LEDGER = demo.Ledger(0, 0, 0, 0, 0, 0, 0, 0.0, None, None)
 
 
 class TestFigures:
@@ -371,7 +371,7 @@ def test_contention_counts_others_and_not_ourselves() -> None:
 
 
 def phase(**changes: Any) -> demo.Phase:
-    ledger = demo.Ledger(220, 110, 110, 5_000, 25_000, 2_000, 30.0, 833_000, 3_786_000)
+    ledger = demo.Ledger(220, 110, 3, 107, 5_000, 25_000, 2_000, 30.0, 833_000, 3_786_000)
     spread = demo.Spread(0.012345, 1.5, 12.25)
     return msgspec.structs.replace(demo.Phase(220, 220, 3, spread, spread, 0.02, ledger, 0.01, ()), **changes)
 

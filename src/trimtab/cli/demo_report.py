@@ -82,15 +82,16 @@ def _no_change(off: float, on: float) -> str:
     return ""
 
 
-def _hit_rate(phase: Phase) -> float | None:
-    return phase.ledger.cache_hits / phase.ledger.requests if phase.ledger.requests else None
+def _share_of(phase: Phase, count: int) -> float | None:
+    return count / phase.ledger.requests if phase.ledger.requests else None
 
 
 _SECTIONS: tuple[tuple[_Row, ...], ...] = (
     (
         _Row("Requests", lambda p: p.requests, _count, _no_change),
         _Row("  answered whole", lambda p: p.answered, _count, _no_change),
-        _Row("  answered by the exact cache", _hit_rate, _share, _no_change),
+        _Row("  answered by the exact cache", lambda p: _share_of(p, p.ledger.cache_hits), _share, _no_change),
+        _Row("  shared a call in flight", lambda p: _share_of(p, p.ledger.coalesced), _share, _no_change),
     ),
     (
         _Row("Time to first token, p50", lambda p: p.ttft_s.p50, seconds, _speed),
@@ -178,7 +179,7 @@ def _notes(found: Comparison) -> list[str]:
         "planned moment of sending; percentiles by linear interpolation (of few requests, p99 is little more than the "
         "slowest). Tokens, calls and cost are those of the gateway's ledger.",
         f"[bold]Assumed[/bold]: {found.exact_repeats} of {found.requests} requests ({share:.0%}) repeat an earlier one "
-        f"exactly (popularity by Zipf, exponent {found.zipf_exponent:g}, seed {found.seed}). The cache can answer no "
+        f"exactly (popularity by Zipf, exponent {found.zipf_exponent:g}, seed {found.seed}). The levers can answer no "
         "more than those: with your traffic the gain is as large as your share of repeats.",
     ]
     if found.levers_on is not None:
@@ -194,12 +195,12 @@ def _notes(found: Comparison) -> list[str]:
 
 
 def _hit_note(found: Comparison, on: Phase) -> str:
-    hits = on.ledger.cache_hits
+    hits, shared = on.ledger.cache_hits, on.ledger.coalesced
     note = f"The cache answered {hits} of the {found.exact_repeats} repeats"
-    if hits < found.exact_repeats:
-        note += "; the others came while the first was still being answered"
-        if on.cut:
-            note += f", or had an answer that max_tokens cut ({on.cut} were), which is never kept"
+    if shared:
+        note += f"; {shared} came while the first was still being answered, and shared its call"
+    if on.cut and hits + shared < found.exact_repeats:
+        note += f"; others had an answer that max_tokens cut ({on.cut} were), which is never kept"
     if found.replayed_hits and found.faithful_hits == found.replayed_hits:
         note += f". Each of the {found.replayed_hits} was word for word what the model had said"
     elif found.replayed_hits:

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-_MODEL_STAGES = ("model_ttft", "model_stream", "earlier_attempts")
+_MODEL_STAGES = ("model_ttft", "model_stream", "earlier_attempts", "shared_call")
 _PIPE_COLUMNS = 160  # where there is no terminal, nothing should be cut
 _BAR_CHARS = 40
 _TOKEN_CLASSES = (

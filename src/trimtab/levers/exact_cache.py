@@ -5,6 +5,9 @@ Left out on purpose, because they cannot change the answer: the fields `stream` 
 in the form that is asked for), the scope's `session` and `workflow` (names for the ledger), those headers that only
 describe the client (`Request.variant` holds the others), and the client's secret (the tenant stands for it).
 
+A request with an Idempotency-Key is another matter: sent again with the same key it is the same request, so it gets the
+same answer, whatever its temperature; the key is in the hash.
+
 Used only where the same question has the same answer: a temperature of at most 0.1, or a route that says
 `any_temperature`. Kept only if it is whole: ended ok, status 200, the model's own stop, and made by the very target
 that the key names. `docs/levers/exact-cache.md` says what that costs.
@@ -12,6 +15,7 @@ that the key names. `docs/levers/exact-cache.md` says what that costs.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import re
 from collections.abc import Callable
@@ -53,7 +57,7 @@ Milliseconds = Annotated[
 ]
 
 
-PER_ROUTE: Final = ("enabled", "ttl_s", "any_temperature", "share_users")
+PER_ROUTE: Final = ("enabled", "ttl_s", "any_temperature", "share_users", "coalesce")
 
 
 class Config(msgspec.Struct, frozen=True):
@@ -66,6 +70,7 @@ class Config(msgspec.Struct, frozen=True):
     max_bytes: FileBytes = 1 << 30  # of the file that all workers share; takes effect at a restart
     any_temperature: bool = False
     share_users: bool = False
+    coalesce: bool = True  # identical requests in flight in one worker share an upstream call
     store: Literal["lmdb", "memory", "valkey"] = "lmdb"  # takes effect at a restart, as the three below
     url: str = ""  # of a Valkey or Redis server without a password
     url_env: str = ""  # the variable with the URL of one that has a password
@@ -73,15 +78,25 @@ class Config(msgspec.Struct, frozen=True):
 
 
 class Memo(msgspec.Struct, frozen=True, gc=False):
-    """From `decide` to `learn`: under which key the answer goes, whose answer it must be, how long it lives."""
+    """From `decide` to `learn`: under which key the answer goes, whose answer it must be, how long it lives.
+
+    `own_key` is there if users share the key: where an answer goes that identifies somebody.
+    """
 
     key: bytes
     target: Target
     ttl_s: float
+    own_key: bytes = b""
 
 
 def _unnamed(engine: str) -> str:
     return ""
+
+
+def _identity_in(body: bytes) -> str:
+    from trimtab.redact import identity_in  # its patterns take a moment, and few gateways share
+
+    return identity_in(body)
 
 
 def build(
@@ -90,13 +105,15 @@ def build(
     clock: Clock,
     whole: Whole,
     identity: Callable[[str], str] = _unnamed,
+    identifies: Callable[[bytes], str] = _identity_in,
 ) -> ExactCache:
     """The lever. `settings` gives a route's; `whole` is the codec's `finish_is_whole`.
 
     `identity` says what is behind an engine's name (its URL, its weights), so that an engine that is pointed elsewhere
-    does not answer with what the former one said.
+    does not answer with what the former one said. `identifies` says what identifies somebody in an answer, "" if
+    nothing: such an answer is never shared by users. It runs in a thread.
     """
-    return ExactCache(settings, store, clock, whole, identity)
+    return ExactCache(settings, store, clock, whole, identity, identifies)
 
 
 class ExactCache:
@@ -114,12 +131,14 @@ class ExactCache:
         clock: Clock,
         whole: Whole,
         identity: Callable[[str], str] = _unnamed,
+        identifies: Callable[[bytes], str] = _identity_in,
     ) -> None:
         self._settings = settings
         self._store = store
         self._clock = clock
         self._whole = whole
         self._identity = identity
+        self._identifies = identifies
 
     async def decide(self, request: Request, plan: Plan) -> Decision:
         """Answer from the store, or say why not; asks for the reply where it may be kept."""
@@ -128,32 +147,40 @@ class ExactCache:
         if obstacle:
             return _go_on(obstacle)
         target = plan.attempts[0].target
-        share_users = config.share_users or request.scope.cache == "public"
-        key = cache_key(request, target, self._identity(target.engine), share_users=share_users)
-        memo = Memo(key, target, config.ttl_s)
+        share = _shared_by(request, config)
+        key = cache_key(request, target, self._identity(target.engine), share_users=bool(share))
+        memo = Memo(key, target, config.ttl_s, own_key(key, request.scope.user) if share else b"")
         if request.scope.cache == "refresh":
-            return _go_on("client asked cache refresh", memo)
+            return _go_on("client asked cache refresh", memo, share=config.coalesce)
         stored = await self._store.get(key)
+        terms = f"; shared unless PII: {share}" if share else ""
+        if stored is not None and stored.private:  # what is kept there says so, and is no answer
+            terms = f"; not shared: {stored.private} in an answer"
+            stored = await self._store.get(memo.own_key)
         if stored is None:
-            return _go_on("miss", memo)
+            return _go_on(f"miss{terms}", memo, share=config.coalesce)
         age_s = self._clock.wall() - stored.created
         if age_s >= config.ttl_s:  # the setting was lowered since
-            return _go_on(f"stored answer is {age_s:.0f} s old, above ttl_s", memo)
+            return _go_on(f"stored answer is {age_s:.0f} s old, above ttl_s", memo, share=config.coalesce)
         return Decision(
             lever=_NAME,
             version=_VERSION,
             slot=Slot.REUSE_EXACT,
             step=Answer(stored),
-            reason=f"hit age {max(0.0, age_s):.0f} s",
+            reason=f"hit age {max(0.0, age_s):.0f} s{terms}",
             saving_basis="stored usage",  # the ledger prices the usage in the step
         )
 
     async def learn(self, outcome: Outcome, decision: Decision) -> None:
         """Keep a whole answer of the target that the key names."""
         memo, reply, record, request = decision.memo, outcome.reply, outcome.record, outcome.request
-        if not isinstance(memo, Memo) or reply is None or record.end != End.OK or record.status != 200:
+        if not isinstance(memo, Memo) or reply is None or record.status != 200:
             return
-        if reply.target != memo.target or not self._whole(request.dialect, reply.finish, request.fields):
+        # The call's end and not the request's: whose client left may still have an answer, made for others who waited.
+        if not record.attempts or record.attempts[-1].end != End.OK:
+            return
+        right = reply.target == memo.target and self._whole(request.dialect, reply.finish, request.fields)
+        if not right and not request.idempotency:
             return
         stored = Stored(
             dialect=request.dialect,
@@ -169,7 +196,14 @@ class ExactCache:
             scope=msgspec.structs.replace(request.scope, user="", permission="", session="", workflow="", cache=""),
             asked_model=request.model,
         )
-        self._store.put(memo.key, stored)
+        found = await asyncio.to_thread(self._identifies, reply.body) if memo.own_key else ""
+        if not found:
+            self._store.put(memo.key, stored)
+            return
+        stored = msgspec.structs.replace(stored, private=found)
+        if request.scope.user:  # without a name it is nobody's own
+            self._store.put(memo.own_key, stored)
+        self._store.put(memo.key, msgspec.structs.replace(stored, body=b""))
 
 
 def cache_key(request: Request, target: Target, identity: str = "", *, share_users: bool) -> bytes:
@@ -202,9 +236,24 @@ def cache_key(request: Request, target: Target, identity: str = "", *, share_use
                 request.variant,
                 names,
                 [bytes(fields[name]) for name in names],
+                *([request.idempotency] if request.idempotency else ()),
             )
         )
     ).digest()
+
+
+def own_key(shared_key: bytes, user: str) -> bytes:
+    """Where the answer of one user goes, to a question whose answers users share."""
+    return hashlib.sha256(shared_key + user.encode()).digest()
+
+
+def _shared_by(request: Request, config: Config) -> str:
+    """Who wants users to share the answer, "" if nobody; a request that is sent again is always its sender's own."""
+    if request.idempotency:
+        return ""
+    if request.scope.cache == "public":
+        return "client asked public"
+    return "share_users" if config.share_users else ""
 
 
 def _obstacle(request: Request, plan: Plan, config: Config) -> str:
@@ -218,6 +267,8 @@ def _obstacle(request: Request, plan: Plan, config: Config) -> str:
     if not plan.attempts:
         return "no target"
     fields = request.fields
+    if request.idempotency:  # the same request again: whatever it is, its answer is the one that was given
+        return ""
     if not config.any_temperature and (obstacle := _temperature_obstacle(fields.get("temperature"))):
         return obstacle
     return _side_obstacle(fields)
@@ -252,7 +303,7 @@ def _side_obstacle(fields: dict[str, msgspec.Raw]) -> str:
     return ""
 
 
-def _go_on(reason: str, memo: Memo | None = None) -> Decision:
+def _go_on(reason: str, memo: Memo | None = None, *, share: bool = False) -> Decision:
     return Decision(
         lever=_NAME,
         version=_VERSION,
@@ -260,5 +311,7 @@ def _go_on(reason: str, memo: Memo | None = None) -> Decision:
         step=None,
         reason=reason,
         wants_reply=memo is not None,
+        # The call's own user's: what it will say of whom is not known while it is in flight.
+        share_key=(memo.own_key or memo.key) if memo is not None and share else b"",
         memo=memo,
     )

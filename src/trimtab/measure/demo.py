@@ -74,6 +74,7 @@ class Ledger(msgspec.Struct, frozen=True):
 
     requests: int
     cache_hits: int
+    coalesced: int
     upstream_calls: int
     fresh_input_tokens: int
     cache_read_tokens: int
@@ -206,12 +207,13 @@ def read_ledger(data_dir: Path, workflow: str) -> Ledger:
         rows = reader.summary(where={"workflow": workflow})
         machine_s = sum(row["machine_s"] for row in reader.export(attempts=True) if row["workflow"] == workflow)
     if not rows:
-        return Ledger(0, 0, 0, 0, 0, 0, 0.0, None, None)
+        return Ledger(0, 0, 0, 0, 0, 0, 0, 0.0, None, None)
     row = rows[0]
     cost_nusd = None if row["unpriced"] else row["cost_nusd"]
     return Ledger(
         requests=row["requests"],
         cache_hits=row["cache_hits"],
+        coalesced=row["coalesced"],
         upstream_calls=row["attempts"],
         fresh_input_tokens=row["input_tokens"],
         cache_read_tokens=row["cache_read_tokens"],

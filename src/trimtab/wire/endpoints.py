@@ -93,6 +93,7 @@ async def _chat(gateway: Gateway, exchange: Exchange, dialect: Dialect) -> None:
             tuple(head.forward),
             head.variant,
             head.trace,
+            head.idempotency,
         )
     )
     flight.app_stages = head.app_stages

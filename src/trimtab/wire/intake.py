@@ -61,7 +61,10 @@ class Ids:
 class Head:
     """A request's headers, sorted into those for upstream, the client's secret and our own."""
 
-    __slots__ = ("app_stages", "content_length", "content_type", "forward", "ours", "secret", "trace", "variant")
+    __slots__ = (
+        "app_stages", "content_length", "content_type", "forward", "idempotency", "ours", "secret", "trace",
+        "variant",
+    )  # fmt: skip
 
     def __init__(self, headers: list[tuple[bytes, bytes]]) -> None:
         self.forward: list[tuple[bytes, bytes]] = []
@@ -69,6 +72,7 @@ class Head:
         self.app_stages: dict[str, float] = {}
         self.secret = ""
         self.trace = ""
+        self.idempotency = ""
         self.content_length = 0
         self.content_type = b""
         self.variant = b""
@@ -99,9 +103,21 @@ class Head:
                     )
                 self.ours[field] = value.decode("latin-1")
             else:
+                if name == b"idempotency-key":
+                    self.idempotency = _idempotency_key(value)
                 self.forward.append(header)
                 if name.startswith(_VARIANT):
                     self.variant += b"%b:%b\n" % header
+
+
+def _idempotency_key(value: bytes) -> str:
+    key = value.decode("latin-1").strip()
+    if not key or len(key) > _MAX_VALUE or not (key.isascii() and key.isprintable()):
+        raise BadRequest(
+            f"must be 1 to {_MAX_VALUE} printable ASCII characters, the same when the request is sent again",
+            param="idempotency-key",
+        )
+    return key
 
 
 def stages_in(text: str) -> dict[str, float]:

@@ -47,8 +47,8 @@ class Exchange:
     """
 
     __slots__ = (
-        "_chunked", "_connection", "_head", "_keep_alive", "_modern", "_pieces", "_size", "_waiter", "_watching",
-        "_whole", "closed", "headers", "method", "path", "query", "replied", "target", "task",
+        "_chunked", "_connection", "_gone", "_head", "_keep_alive", "_modern", "_pieces", "_size", "_waiter",
+        "_watching", "_whole", "closed", "headers", "method", "path", "query", "replied", "target", "task",
     )  # fmt: skip
 
     def __init__(self, connection: _Connection, url: bytes, headers: list[Header]) -> None:
@@ -72,6 +72,7 @@ class Exchange:
         self._whole = False  # the request's body is
         self._waiter: asyncio.Future[None] | None = None
         self._watching = False
+        self._gone: Callable[[], None] | None = None  # called in place of cancelling the task
         self._head = b""  # held until the first piece: one write
         self._chunked = False
 
@@ -116,8 +117,8 @@ class Exchange:
         """The client left."""
         self.closed = True
         self.wake()
-        if self._watching and self.task is not None:
-            self.task.cancel()
+        if self._watching:
+            self._leave()
 
     # The reply
 
@@ -126,12 +127,23 @@ class Exchange:
         assert self.task is not None
         self._watching = True
         if self.closed:
-            self.task.cancel()
+            self._leave()
         return self.task
 
     def unwatch(self) -> None:
         """No longer."""
         self._watching = False
+
+    def release(self, gone: Callable[[], None]) -> None:
+        """The task goes on for others: writes no longer wait for this client, and if it leaves `gone` is called."""
+        self._gone = gone
+        self._connection.stop_waiting()
+
+    def _leave(self) -> None:
+        if self._gone is not None:
+            self._gone()
+        elif self.task is not None:
+            self.task.cancel()
 
     def reply(self, status: int, headers: list[Header], body: bytes) -> None:
         """The whole reply at once."""
@@ -163,7 +175,7 @@ class Exchange:
         connection = self._connection
         if piece:
             connection.write(self._framed(piece))
-        if connection.paused:
+        if connection.paused and self._gone is None:
             await connection.drained()
 
     def finish(self, piece: bytes) -> None:
@@ -255,11 +267,15 @@ class _Connection(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self.paused = False
+        self.stop_waiting()
+        if self._next:
+            self._go_on()
+
+    def stop_waiting(self) -> None:
+        """Let a write go on that waits for the client to read."""
         waiter, self._drain = self._drain, None
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
-        if self._next:
-            self._go_on()
 
     def write(self, data: bytes) -> None:
         """Write unless the client left."""
