@@ -30,6 +30,7 @@ KEY_FORMAT: Final = 1  # raise it whenever the meaning or the order of what is h
 _NAME: Final = "exact_cache"
 _VERSION: Final = "1"
 _MAX_TEMPERATURE: Final = 0.1
+_INLINE_BYTES: Final = 8192  # of an answer that is searched at once, in less than a millisecond; others in a thread
 
 _PATHS: Final = frozenset({"/v1/chat/completions", "/v1/messages"})
 _NOT_IN_KEY: Final = frozenset({"stream", "stream_options"})
@@ -111,7 +112,7 @@ def build(
 
     `identity` says what is behind an engine's name (its URL, its weights), so that an engine that is pointed elsewhere
     does not answer with what the former one said. `identifies` says what identifies somebody in an answer, "" if
-    nothing: such an answer is never shared by users. It runs in a thread.
+    nothing: such an answer is never shared by users.
     """
     return ExactCache(settings, store, clock, whole, identity, identifies)
 
@@ -139,6 +140,7 @@ class ExactCache:
         self._whole = whole
         self._identity = identity
         self._identifies = identifies
+        self._warm = False  # the first search loads what it needs
 
     async def decide(self, request: Request, plan: Plan) -> Decision:
         """Answer from the store, or say why not; asks for the reply where it may be kept."""
@@ -196,7 +198,7 @@ class ExactCache:
             scope=msgspec.structs.replace(request.scope, user="", permission="", session="", workflow="", cache=""),
             asked_model=request.model,
         )
-        found = await asyncio.to_thread(self._identifies, reply.body) if memo.own_key else ""
+        found = await self._identity_of(reply.body) if memo.own_key else ""
         if not found:
             self._store.put(memo.key, stored)
             return
@@ -204,6 +206,13 @@ class ExactCache:
         if request.scope.user:  # without a name it is nobody's own
             self._store.put(memo.own_key, stored)
         self._store.put(memo.key, msgspec.structs.replace(stored, body=b""))
+
+    async def _identity_of(self, body: bytes) -> str:
+        if len(body) <= _INLINE_BYTES and self._warm:
+            return self._identifies(body)
+        found = await asyncio.to_thread(self._identifies, body)
+        self._warm = True
+        return found
 
 
 def cache_key(request: Request, target: Target, identity: str = "", *, share_users: bool) -> bytes:
