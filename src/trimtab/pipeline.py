@@ -43,6 +43,7 @@ from trimtab.types import (
 
 _log = logging.getLogger("trimtab.pipeline")
 
+_STEP_NAMES = {type(None): "continue", Continue: "change", Answer: "answer", Join: "join", Refuse: "refuse"}
 _ShareKey = tuple[bytes, bool, bool]  # the lever's, and the form of the reply: streamed, with usage
 _Flying = tuple[Flight, Sink, Any]
 
@@ -364,12 +365,7 @@ def _failed_decision(lever: Lever, exc: Exception) -> Decision:
 def _step_name(decision: Decision) -> str:
     if decision.reason.startswith("failed: "):
         return "failed"
-    step = decision.step
-    return (
-        "continue"
-        if step is None
-        else {Continue: "change", Answer: "answer", Join: "join", Refuse: "refuse"}[type(step)]
-    )
+    return _STEP_NAMES[type(decision.step)]
 
 
 def _decision_record(d: Decision, took_s: float) -> DecisionRecord:

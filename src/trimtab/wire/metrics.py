@@ -94,9 +94,11 @@ class Metrics:
         add, route, attempts = self.add, record.scope.route, record.attempts
         served = attempts[-1].model if attempts else record.baseline_model
         add(("trimtab_requests_total", route, served, record.end, record.cache))
-        self._observe("trimtab_request_seconds", route, record.total_s)
+        add(("trimtab_request_seconds_bucket", route, _bucket(record.total_s)))
+        add(("trimtab_request_seconds_sum", route), record.total_s)
         if record.ttft_s is not None:
-            self._observe("trimtab_ttft_seconds", route, record.ttft_s)
+            add(("trimtab_ttft_seconds_bucket", route, _bucket(record.ttft_s)))
+            add(("trimtab_ttft_seconds_sum", route), record.ttft_s)
         for attempt in attempts:
             add(("trimtab_upstream_attempts_total", attempt.engine, attempt.purpose, attempt.end))
             usage, model, purpose = attempt.usage, attempt.model, attempt.purpose
@@ -106,10 +108,6 @@ class Metrics:
                 for name in _RARE_CLASSES:
                     if count := getattr(usage, name):
                         add(("trimtab_tokens_total", route, model, purpose, name), count)
-
-    def _observe(self, name: str, route: str, seconds: float) -> None:
-        self.add((f"{name}_bucket", route, _BUCKET_NAMES[bisect_left(_BUCKETS_S, seconds)]))
-        self.add((f"{name}_sum", route), seconds)
 
     def save(self) -> None:
         """Write the file that scrapes add up; a full disk only makes it stale."""
@@ -135,6 +133,10 @@ class Metrics:
                 found = sorted(series for series in total if series[0] == name)
                 lines += [f"{name}{_labels(metric.labels, series[1:])} {total[series]:g}" for series in found]
         return ("\n".join(lines) + "\n").encode()
+
+
+def _bucket(seconds: float) -> str:
+    return _BUCKET_NAMES[bisect_left(_BUCKETS_S, seconds)]
 
 
 def _read(path: Path) -> list[tuple[Series, float]]:
