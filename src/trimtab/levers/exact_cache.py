@@ -149,14 +149,14 @@ class ExactCache:
         if obstacle:
             return _go_on(obstacle)
         target = plan.attempts[0].target
-        share = _shared_by(request, config)
+        share = _shared_by(request, config) if config.share_users or request.scope.cache == "public" else ""
         key = cache_key(request, target, self._identity(target.engine), share_users=bool(share))
         memo = Memo(key, target, config.ttl_s, own_key(key, request.scope.user) if share else b"")
         if request.scope.cache == "refresh":
             return _go_on("client asked cache refresh", memo, share=config.coalesce)
         stored = await self._store.get(key)
         terms = f"; shared unless PII: {share}" if share else ""
-        if stored is not None and stored.private:  # what is kept there says so, and is no answer
+        if share and stored is not None and stored.private:  # what is kept there says so, and is no answer
             terms = f"; not shared: {stored.private} in an answer"
             stored = await self._store.get(memo.own_key)
         if stored is None:
