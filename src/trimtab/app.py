@@ -197,11 +197,11 @@ class Worker:
         """Serve on an open listening socket until SIGTERM; SIGHUP reloads."""
         app = App(build_gateway(self._config, self._shared, self._ports, os.environ))
         loop, stop = asyncio.get_running_loop(), asyncio.Event()
-        await self._shared.store.start()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
         loop.add_signal_handler(signal.SIGHUP, lambda: self._spawn(self._reload(app)))
         self._spawn(self._housekeeping(app))
+        await self._shared.store.start()
         # What is loaded stays: without it the collector walks it again and again (6% of a request's CPU, measured).
         gc.freeze()
         gc.set_threshold(10_000, 50, 100)

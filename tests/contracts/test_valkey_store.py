@@ -231,6 +231,30 @@ async def test_a_lost_epoch_revives_nothing(server, how):
     await stopped(store, late)
 
 
+async def test_an_epoch_that_goes_back_revives_nothing(server):
+    store = gateway(server)
+    await started(store)
+    store.put(key(1), told(SystemClock(), 1))
+    await store.flush()
+    before = {name: server.ask("DUMP", name) for name in server.keys("trimtab:*")}
+    assert await purge(store, tenant="acme") == 1
+    for name, value in before.items():
+        server.ask("RESTORE", name, 0, value, "REPLACE")
+    await store.flush()
+    assert await store.get(key(1)) is None
+    await stopped(store)
+
+
+async def test_a_replica_is_not_used(own_server, valkey_binary, tmp_path, caplog):
+    (tmp_path / "replica").mkdir()
+    settings = ("--replicaof", f"127.0.0.1 {own_server.port}")
+    with ValkeyServer(valkey_binary, tmp_path / "replica", *settings) as replica:
+        store = gateway(replica)
+        await started(store)
+        assert store.stats()["down"] == 1 and "is a replica" in caplog.text
+        await stopped(store)
+
+
 async def test_a_restart_from_an_older_snapshot_revives_nothing(own_server, caplog):
     store = gateway(own_server)
     await started(store)

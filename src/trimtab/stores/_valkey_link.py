@@ -92,7 +92,7 @@ class Link:
         try:
             async with asyncio.timeout(2 * _CONNECT_S):
                 await self._connection.connect()  # type: ignore[no-untyped-call]
-                (info,) = await self.ask(("INFO", "server"))
+                info, replication = await self.ask(("INFO", "server"), ("INFO", "replication"))
         except (ValkeyError, OSError, TimeoutError) as error:
             await self.drop()
             raise StoreError(_words(error)) from error
@@ -103,6 +103,9 @@ class Link:
         if found is None:
             await self.drop()
             raise StoreError(f"INFO does not say which start of the server this is ({info!r:.80})")
+        if b"role:master" not in (replication if isinstance(replication, bytes) else b"role:master"):
+            await self.drop()
+            raise StoreError("is a replica, which may lack a purge; give the address of the primary")
         self.run_id = found[1]
 
     async def ask(self, *commands: Command) -> list[Any]:

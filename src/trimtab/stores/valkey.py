@@ -25,7 +25,7 @@ from typing import Final
 from trimtab.errors import StoreError
 from trimtab.ports import Clock
 from trimtab.stores import _valkey_purge
-from trimtab.stores._valkey_epoch import EPOCH, REPLACED, Epoch, Known, Stamp, settle
+from trimtab.stores._valkey_epoch import EPOCH, REPLACED, Epoch, Known, Stamp, new_era, replace, settle
 from trimtab.stores._valkey_link import Link, parse_url
 from trimtab.stores._valkey_reads import Reads
 from trimtab.stores._valkey_records import MAX_BODY_BYTES, head, unpack
@@ -246,7 +246,7 @@ class ValkeyStore:
                         if not isinstance(found, list):
                             raise StoreError(f"cannot be read: {found}")
                         if found != [self._known.epoch.raw, self._known.replaced]:
-                            self._learn(await settle(link))
+                            self._learn(await self._settle_anew(link))
                 except TimeoutError:
                     raise StoreError(f"no answer in {_ANSWER_S:g} s") from None
                 if survey:
@@ -261,6 +261,14 @@ class ValkeyStore:
             raise StoreError(self._reason)
         finally:
             await link.drop()
+
+    async def _settle_anew(self, link: Link) -> Known:
+        known, before = await settle(link), self._known.epoch
+        if known.epoch.era == before.era and known.epoch.number < before.number:
+            # The server has an older state than it had: a purge is missing from it.
+            await replace(link, known.epoch.raw, new_era(link.run_id))
+            known = await settle(link)
+        return known
 
     def _learn(self, known: Known) -> None:
         """From here on this is what was purged: whatever was in memory may be dead."""
