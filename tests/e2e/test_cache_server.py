@@ -24,8 +24,9 @@ def server(valkey_binary: Path, tmp_path: Path) -> Iterator[ValkeyServer]:
         yield running
 
 
-def config(upstream: Upstream, server: ValkeyServer, more: str = "") -> str:
-    store = f'[levers.exact_cache]\nstore = "valkey"\nurl = "{server.url}"\n{more}\n'
+def config(upstream: Upstream, server: ValkeyServer, more: str = "", *, timeout_ms: int = 500) -> str:
+    """The budget is a busy test machine's, where processes may have to wait for a turn for longer than 20 ms."""
+    store = f'[levers.exact_cache]\nstore = "valkey"\nurl = "{server.url}"\ntimeout_ms = {timeout_ms}\n{more}\n'
     return two_upstreams(upstream.port, extra=store)
 
 
@@ -161,21 +162,16 @@ def test_a_server_that_fails_under_load(
     assert "Traceback" not in gateway.log() and "never retrieved" not in gateway.log()
 
 
-def test_a_slow_server_costs_a_request_no_more_than_the_budget(
+def test_a_server_that_hangs_is_asked_a_few_times_only(
     gateways: MakeGateway, upstream: Upstream, server: ValkeyServer
 ) -> None:
-    gateway = gateways(config(upstream, server, "timeout_ms = 200"))
+    gateway = gateways(config(upstream, server, timeout_ms=100))
     questions = Questions(gateway, upstream, count=40)
     server.freeze()
-    stages = []
-    for n in range(40):
-        pair = SAME[n % 2]
-        got = send(gateway, pair, pair.body(list(questions.expected)[n]))
-        assert got.status == 200
-        found = re.search(r"exact_cache;dur=([0-9.]+)", got.headers["server-timing"])
-        assert found is not None
-        stages.append(float(found[1]))
-    assert sum(ms > 5 for ms in stages) <= 6  # a few at first, then none: the breaker is open
+    assert [questions.ask(n) for n in range(40)] == ["miss"] * 40
+    wait_until(lambda: metric(gateway, "trimtab_cache_skipped_total") > 60, 10, "the count")  # look-ups and answers
+    assert metric(gateway, "trimtab_cache_errors_total") < 10  # those that waited for it in vain
+    assert questions.problems == []
     server.thaw()
 
 
@@ -190,7 +186,9 @@ def test_a_full_server(gateways: MakeGateway, upstream: Upstream, valkey_binary:
             questions.more(20, "hit")
             assert metric(gateway, "trimtab_cache_down") == 0
         assert questions.problems == []
-        assert len(lines(gateway)) == 1 and "refuses to write" in lines(gateway)[0]
+        said = [line.rpartition("/0 ")[2] for line in lines(gateway)]
+        assert said[0].startswith("refuses to write")
+        assert said[1:] in ([], ["takes answers again"])  # a small one may still find room
 
 
 def test_garbage_under_our_keys(gateways: MakeGateway, upstream: Upstream, server: ValkeyServer) -> None:

@@ -72,7 +72,7 @@ class ValkeyStore:
         self._changes = 0
         self._leased_until = 0.0
         self._up = False
-        self._said_down = False
+        self._said_down = self._said_refused = False
         self._complained_at = -_LOG_EVERY_S
         self._hits = self._misses = self._errors = self._evictions = self._skipped = 0
         self._survey = {"entries": 0, "bytes": 0}
@@ -312,16 +312,20 @@ class ValkeyStore:
             _log.warning("answer cache %s is back", self.where)
 
     def _say_refused(self, reason: str) -> None:
-        if not reason:
+        if reason:
+            self._said_refused |= self._complain(f"{reason}; what is there is still served")
+        elif self._said_refused:
+            self._said_refused = False
             _log.warning("answer cache %s takes answers again", self.where)
-        else:
-            self._complain(f"{reason}; what is there is still served")
 
-    def _complain(self, what: str) -> None:
+    def _complain(self, what: str) -> bool:
+        """Say it, unless something of the kind was said within a minute; whether it was said."""
         now = self._clock.mono()
-        if now - self._complained_at >= _LOG_EVERY_S:
-            self._complained_at = now
-            _log.warning("answer cache %s %s", self.where, what)
+        if now - self._complained_at < _LOG_EVERY_S:
+            return False
+        self._complained_at = now
+        _log.warning("answer cache %s %s", self.where, what)
+        return True
 
     # The rest of the contract
 
