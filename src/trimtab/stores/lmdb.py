@@ -38,7 +38,8 @@ import lmdb
 import msgspec
 
 from trimtab.ports import Clock
-from trimtab.stores._answer_records import AGE, DECODER, HEADER, age_key, is_meant, is_sound, pack
+from trimtab.stores._answer_records import AGE, DECODER, HEADER, age_key, is_sound, pack
+from trimtab.stores._lmdb_search import remove_meant
 from trimtab.stores._purges import Purges
 from trimtab.stores.memory import MemoryStore
 from trimtab.types import EVERYTHING, Selector, Stored
@@ -52,7 +53,6 @@ _QUEUE_ENTRIES: Final = 1024
 _QUEUE_BYTES: Final = 8 << 20
 _SWEEP_ENTRIES: Final = 64  # dead entries removed beside each batch
 _EVICT_ENTRIES: Final = 256  # per transaction: each removal copies pages, which must fit into the free fifth of the map
-_SEARCH_ENTRIES: Final = 1024  # looked at per transaction of a selective purge, so that others get their turn
 _LOG_EVERY_S: Final = 60.0
 
 # The file itself is bad (and not the folder, the disk or a lock): a fresh one helps.
@@ -379,7 +379,7 @@ class LmdbStore:
                     count = 0 if self._front is None else self._front.purge(what)
                     searched = not (self._folder / "answers").exists()
                 else:
-                    count = self._remove_meant(what)
+                    count = remove_meant(self._env, self._answers, self._ages, what)
                     searched = True
                 self._purges.again()
                 if searched:
@@ -388,35 +388,6 @@ class LmdbStore:
             except (lmdb.Error, OSError) as error:
                 self._failed("cannot be searched; everything is dropped instead", error)
         return count + self._purge_all()
-
-    def _remove_meant(self, what: Selector) -> int:
-        removed = 0
-        at: bytes | None = b""
-        while at is not None:
-            with self._env.begin(write=True, buffers=True) as txn, txn.cursor(db=self._answers) as cursor:
-                at, gone = self._search(txn, cursor, at, what)
-            removed += gone
-        return removed
-
-    def _search(self, txn: Any, cursor: Any, at: bytes, what: Selector) -> tuple[bytes | None, int]:
-        """Look at some entries from key `at` on, remove those that are meant; where to go on, and how many went."""
-        removed = 0
-        found = cursor.set_range(at) if at else cursor.first()
-        for _ in range(_SEARCH_ENTRIES):
-            if not found:
-                return None, removed
-            if removed == _EVICT_ENTRIES:
-                break
-            key, value = bytes(cursor.key()), cursor.value()
-            if is_meant(key, value, what):
-                if len(value) >= HEADER.size:
-                    txn.delete(age_key(HEADER.unpack_from(value)[1], key), db=self._ages)
-                cursor.delete()
-                removed += 1
-                found = bool(cursor.key())
-            else:
-                found = cursor.next()
-        return (bytes(cursor.key()) if found else None), removed
 
     def _purge_all(self) -> int:
         with self._write_lock:

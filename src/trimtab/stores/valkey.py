@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 from typing import Final
 
 from trimtab.errors import StoreError
@@ -29,11 +28,10 @@ from trimtab.stores._valkey_epoch import EPOCH, REPLACED, Epoch, Known, Stamp, n
 from trimtab.stores._valkey_link import Link, parse_url
 from trimtab.stores._valkey_reads import Reads
 from trimtab.stores._valkey_records import MAX_BODY_BYTES, head, unpack
+from trimtab.stores._valkey_reports import Reports
 from trimtab.stores._valkey_writes import Entry, Writes
 from trimtab.stores.memory import MemoryStore
 from trimtab.types import EVERYTHING, Selector, Stored
-
-_log = logging.getLogger("trimtab.stores.valkey")
 
 LEASE_S: Final = 1.0
 _START_S: Final = 1.0
@@ -44,7 +42,6 @@ _RETRY_MAX_S: Final = 15.0
 _STEADY_S: Final = 30.0  # up for so long, it is tried again quickly the next time
 _SURVEY_EVERY: Final = 8  # times that the epoch is asked for
 _INLINE_BYTES: Final = 64 << 10  # larger records are unpacked in a thread
-_LOG_EVERY_S: Final = 60.0
 _HISTORY: Final = 256
 _NOWHERE: Final = Known(Epoch(b"", b"", 0))
 
@@ -72,12 +69,11 @@ class ValkeyStore:
         self._changes = 0
         self._leased_until = 0.0
         self._up = False
-        self._said_down = self._said_refused = False
-        self._complained_at = -_LOG_EVERY_S
+        self._says = Reports(self.where, clock)
         self._hits = self._misses = self._errors = self._evictions = self._skipped = 0
         self._survey = {"entries": 0, "bytes": 0}
         self._reads = Reads(clock, timeout_s, self._give_up)
-        self._writes = Writes(clock, lambda: self._known, self._refresh, self._give_up, self._say_refused)
+        self._writes = Writes(clock, lambda: self._known, self._refresh, self._give_up, self._says.refused)
         self._reason = ""
         self._kick = asyncio.Event()
         self._asked = asyncio.Event()  # pulsed each time that the epoch was asked for
@@ -141,7 +137,7 @@ class ValkeyStore:
             if stored is not None:
                 return stored
         self._errors += 1
-        self._complain("holds what is no answer of ours; it counts as absent")
+        self._says.odd("holds what is no answer of ours; it counts as absent")
         return None
 
     # Writing
@@ -187,10 +183,11 @@ class ValkeyStore:
             began = self._clock.mono()
             try:
                 await self._connect()
-                self._say_up()
+                self._tried.set()
+                self._says.up()
                 await self._watch()
             except StoreError as error:
-                self._say_down(error.message)
+                self._says.down(error.message)
             finally:
                 self._up = False
                 self._leased_until = 0.0
@@ -295,37 +292,8 @@ class ValkeyStore:
         self._up = False
         self._leased_until = 0.0
         self._reason = self._reason or reason
-        self._say_down(self._reason)
+        self._says.down(self._reason)
         self._kick.set()
-
-    # What is said
-
-    def _say_down(self, reason: str) -> None:
-        if not self._said_down:
-            self._said_down = True
-            _log.warning("answer cache %s: %s; requests go on without it", self.where, reason)
-
-    def _say_up(self) -> None:
-        self._tried.set()
-        if self._said_down:
-            self._said_down = False
-            _log.warning("answer cache %s is back", self.where)
-
-    def _say_refused(self, reason: str) -> None:
-        if reason:
-            self._said_refused |= self._complain(f"{reason}; what is there is still served")
-        elif self._said_refused:
-            self._said_refused = False
-            _log.warning("answer cache %s takes answers again", self.where)
-
-    def _complain(self, what: str) -> bool:
-        """Say it, unless something of the kind was said within a minute; whether it was said."""
-        now = self._clock.mono()
-        if now - self._complained_at < _LOG_EVERY_S:
-            return False
-        self._complained_at = now
-        _log.warning("answer cache %s %s", self.where, what)
-        return True
 
     # The rest of the contract
 
