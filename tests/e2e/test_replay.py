@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from gateway_process import Gateway, MakeGateway
+from upstream import wait_until
 
 MODEL = "smollm2-135m-instruct"
 TRIMTAB = Path(sys.executable).with_name("trimtab")
@@ -96,7 +97,8 @@ def test_ctrl_c_still_reports(gateway: Gateway, tmp_path: Path) -> None:
         for line in run.stderr:
             if "Replaying" in line:
                 break
-        time.sleep(2.0)
+        began = time.time()
+        wait_until(lambda: any(row["at"] > began for row in gateway.ledger(end="ok")), 60, "the first answer")
         run.send_signal(signal.SIGINT)
         out, _ = run.communicate(timeout=30)
     assert run.returncode == 130
