@@ -20,14 +20,12 @@ from trimtab.dispatch import Dispatcher
 from trimtab.errors import ConfigError
 from trimtab.levers import exact_cache
 from trimtab.pipeline import Pipeline
-from trimtab.ports import Engine, Lever
+from trimtab.ports import AnswerStore, Clock, Engine, Lever
 from trimtab.prices import Prices
 from trimtab.protocols import CODECS
 from trimtab.stores.captures import FILE_NAME as CAPTURE_FILE
 from trimtab.stores.captures import Captures, Policies, Policy
 from trimtab.stores.journal import FileJournal
-from trimtab.stores.lmdb import LmdbStore
-from trimtab.stores.memory import MemoryStore
 from trimtab.types import Usage
 from trimtab.wire.endpoints import App
 from trimtab.wire.gateway import Gateway, Shared
@@ -83,6 +81,30 @@ def build_gateway(config: Config, shared: Shared, ports: Ports, env: Mapping[str
     known = [(engines[m.engine].provider, m.name or name) for name, m in config.models.items()]
     threading.Thread(target=prices.warm, args=(known,), daemon=True, name="prices").start()
     return gateway
+
+
+def answer_store(
+    settings: exact_cache.Config, data_dir: Path, clock: Clock, env: Mapping[str, str], *, front: bool = True
+) -> AnswerStore:
+    """The store that the settings of the exact cache name; `front` says whether a worker's memory stands before it."""
+    from trimtab.stores.memory import MemoryStore
+
+    memory = MemoryStore(settings.max_entries, settings.max_memory_bytes, clock) if front else None
+    if settings.store == "valkey":
+        from trimtab.stores.valkey import ValkeyStore
+
+        url = settings.url or env.get(settings.url_env, "").strip()
+        return ValkeyStore(url, clock, memory, timeout_s=settings.timeout_ms / 1000)
+    folder = data_dir / "cache"
+    if settings.store == "memory":
+        from trimtab.stores._purges import Purges
+
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        purges = Purges(folder, clock.wall())
+        return MemoryStore(settings.max_entries, settings.max_memory_bytes, clock, purges)
+    from trimtab.stores.lmdb import LmdbStore
+
+    return LmdbStore(folder, settings.max_bytes, clock, memory)
 
 
 def _quick_cost(prices: Prices, shared: Shared) -> Callable[[str, str, str, Usage, float], int | None]:
@@ -159,15 +181,13 @@ class Worker:
         data_dir = Path(config.server.data_dir)
         run = data_dir / "run"
         run.mkdir(parents=True, exist_ok=True)
-        cache = config.lever_settings("exact_cache", configuration.DEFAULT_ROUTE)
-        front = MemoryStore(cache.max_entries, cache.max_memory_bytes, clock)
         metrics = Metrics(run, name)
         self._shared = Shared(
             clock,
             Ids(),
             metrics,
             FileJournal(data_dir / "journal", name),
-            LmdbStore(data_dir / "cache", cache.max_bytes, clock, front),
+            answer_store(config.levers["exact_cache"], data_dir, clock, os.environ),
             Captures(data_dir / CAPTURE_FILE, _capture_count(metrics)),
             data_dir,
         )
@@ -180,7 +200,8 @@ class Worker:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
         loop.add_signal_handler(signal.SIGHUP, lambda: self._spawn(self._reload(app)))
-        self._spawn(self._housekeeping())
+        self._spawn(self._housekeeping(app))
+        await self._shared.store.start()
         # What is loaded stays: without it the collector walks it again and again (6% of a request's CPU, measured).
         gc.freeze()
         gc.set_threshold(10_000, 50, 100)
@@ -189,13 +210,14 @@ class Worker:
         finally:
             self._shared.captures.close()
             self._shared.metrics.save()
-            self._shared.store.close()
+            await self._shared.store.stop()
             self._shared.journal.close()
 
-    async def _housekeeping(self) -> None:
+    async def _housekeeping(self, app: App) -> None:
         while True:
             await asyncio.sleep(1.0)
             self._shared.journal.flush()
+            app.gateway.gauge()
             self._shared.metrics.save()
 
     async def _reload(self, app: App) -> None:

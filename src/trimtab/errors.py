@@ -18,6 +18,7 @@
     │  ├─ UpstreamCut                   502  no    a stream ended before its end mark
     │  ├─ UpstreamTimeout               504  no    one of our deadlines passed
     │  └─ UpstreamStatus       its own  varies     an HTTP error, passed on with its body
+    ├─ StoreError                         -  yes   a store could not do what an operator asked
     └─ ConfigError                        -  no    every mistake in the configuration, at once
 
 Errors are translated at boundaries only: the engines raise the `Upstream*` ones, `protocols` shape them for the client.
@@ -169,6 +170,13 @@ class UpstreamStatus(UpstreamError):
         self.body = body
         self.content_type = content_type
         self.retryable = status in (408, 409, 429) or status >= 500
+
+
+class StoreError(TrimtabError):
+    """A store could not do what an operator asked of it; the message says what did happen."""
+
+    code = "store_error"
+    retryable = True
 
 
 class ConfigError(TrimtabError):

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from trimtab.errors import TrimtabError
 from trimtab.types import (
+    EVERYTHING,
     Decision,
     Dialect,
     Intent,
@@ -15,6 +16,7 @@ from trimtab.types import (
     Plan,
     Record,
     Request,
+    Selector,
     Slot,
     Stages,
     Stored,
@@ -116,26 +118,40 @@ class Engine(Protocol):
 
 
 class AnswerStore(Protocol):
-    """Where answers are kept, by a 32-byte key. One contract suite covers every implementation."""
+    """Where answers are kept, by a 32-byte key. One contract suite covers every implementation.
 
-    def get(self, key: bytes) -> Stored | None:
-        """The live entry, or None if absent, expired or purged. Microseconds: it runs on the request path."""
+    `start` and `stop` enclose its use inside an event loop; `get`, `put` and `stats` belong to that loop's thread.
+    """
+
+    async def start(self) -> None:
+        """Begin; waits a second at most. Raises nothing: a store that cannot be reached now may be later."""
+        ...
+
+    async def get(self, key: bytes) -> Stored | None:
+        """The live entry, or None if absent, expired, purged or not to be had in time.
+
+        It runs on the request path: microseconds from memory or disk; a store across the network has a time budget.
+        """
         ...
 
     def put(self, key: bytes, stored: Stored) -> None:
         """Keep an entry; may be batched and written later. Never raises for a full or failing store: it counts it."""
         ...
 
-    def purge(self) -> int:
-        """Drop everything, in every process that shares the store; returns how many entries were dropped."""
+    def purge(self, what: Selector = EVERYTHING) -> int:
+        """Drop what is meant, in every process that shares the store; returns how many entries were dropped.
+
+        When it returns, none of them is served any more, and none whose request began before it will be kept.
+        It blocks, perhaps for seconds: call it from a command or a thread. Raises StoreError if it could not be done.
+        """
         ...
 
     def stats(self) -> dict[str, int]:
-        """Entries, bytes, hits, misses, evictions, errors."""
+        """Entries, bytes, hits, misses, evictions, errors; `skipped` look-ups and `down` (0 or 1) where it can be."""
         ...
 
-    def close(self) -> None:
-        """Flush and release."""
+    async def stop(self) -> None:
+        """Write what waits, within seconds, and release."""
         ...
 
 

@@ -190,6 +190,41 @@ class Stored(msgspec.Struct, frozen=True, gc=False):
     created: float  # unix seconds
     expires: float  # unix seconds
     machine_s: float = 0.0  # the engine's busy seconds that it took
+    scope: Scope | None = None  # whose it is, under which versions, so that it can be purged by them; user left out
+    asked_model: str = ""  # as the client named it
+    private: str = ""  # what identifies somebody in it, such as "EMAIL"; without a body, it says so of others
+
+
+class Selector(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
+    """Which stored answers a purge means: those for which everything holds that is not None; none given means all."""
+
+    tenant: str | None = None
+    route: str | None = None
+    model: str | None = None  # as the client, the configuration, the engine or the reply names it
+    prompt_version: str | None = None
+    corpus_version: str | None = None
+    policy_version: str | None = None
+    request: str | None = None  # the id of the request that paid for the answer
+
+    def matches(self, stored: Any) -> bool:
+        """Whether the purge means a `Stored` (or what names the same). One that lacks its scope is taken to match."""
+        if self.request not in (None, stored.request_id):
+            return False
+        target = stored.target
+        names = (None, stored.asked_model, stored.model, target.model, target.upstream_model)
+        if self.model not in names:
+            return False
+        scope = stored.scope
+        return scope is None or (
+            self.tenant in (None, scope.tenant)
+            and self.route in (None, scope.route)
+            and self.prompt_version in (None, scope.prompt_version)
+            and self.corpus_version in (None, scope.corpus_version)
+            and self.policy_version in (None, scope.policy_version)
+        )
+
+
+EVERYTHING = Selector()
 
 
 class Continue(msgspec.Struct, frozen=True):

@@ -6,13 +6,15 @@ import subprocess
 import sys
 import time
 
+import msgspec
 import pytest
 from click.testing import CliRunner
 
 from trimtab.cli.cache import cache
+from trimtab.stores._purges import Purges
 from trimtab.stores.lmdb import LmdbStore
 from trimtab.stores.memory import MemoryStore
-from trimtab.types import Dialect, Stored, Target, Usage
+from trimtab.types import Dialect, Scope, Stored, Target, Usage
 
 
 class SystemClock:
@@ -30,12 +32,15 @@ def open_store(data_dir) -> LmdbStore:
     return LmdbStore(data_dir / "cache", 16 << 20, SystemClock(), MemoryStore(100, 1 << 20, SystemClock()))
 
 
-def fill(store: LmdbStore, count: int) -> None:
+def fill(store: LmdbStore | MemoryStore, count: int) -> None:
     now = time.time()
     target = Target("fast", "openai", "gpt", "openai")
     for n in range(count):
-        store.put(n.to_bytes(32, "big"), Stored(Dialect.OPENAI, b"{}", "gpt", target, Usage(), "r", now, now + 100))
-    store.flush()
+        stored = Stored(Dialect.OPENAI, b"{}", "gpt", target, Usage(), f"r{n}", now, now + 100)
+        scope = Scope("odd" if n % 2 else "even", prompt_version=f"p{n % 3}")
+        store.put(n.to_bytes(32, "big"), msgspec.structs.replace(stored, scope=scope, asked_model="m"))
+    if isinstance(store, LmdbStore):
+        store.flush()
 
 
 def invoke(*arguments: str) -> str:
@@ -71,10 +76,42 @@ def test_stats_and_purge(data_dir):
     assert "Purged 1 answer from" in invoke("purge")
 
 
+def test_a_selective_purge_says_what_went(data_dir):
+    store = open_store(data_dir)
+    fill(store, 6)
+    store.close()
+    found = json.loads(invoke("purge", "--tenant", "odd", "--prompt-version", "p0", "--json"))
+    assert (found["purged"], found["where"]) == (1, {"tenant": "odd", "prompt_version": "p0"})
+    text = invoke("purge", "--tenant", "odd", "--model", "m")
+    assert text.startswith("Purged 2 answers from ")
+    assert "those with tenant odd, model m" in text
+    assert "Purged 1 answer from" in invoke("purge", "--request", "r4")
+    assert "Purged 0 answers" in invoke("purge", "--corpus-version", "c1")
+    assert "Purged 2 answers" in invoke("purge", "--corpus-version", "")
+    assert json.loads(invoke("stats", "--json"))["entries"] == 0
+
+
+def test_a_store_in_memory_is_told_by_the_folder(data_dir, monkeypatch):
+    (data_dir / "trimtab.toml").write_text('[levers.exact_cache]\nstore = "memory"\n')
+    monkeypatch.setenv("TRIMTAB_CONFIG", str(data_dir / "trimtab.toml"))
+    assert json.loads(invoke("purge", "--json"))["purged"] == 0
+    (data_dir / "cache").mkdir()
+    store = MemoryStore(100, 1 << 20, SystemClock(), Purges(data_dir / "cache", time.time()))
+    fill(store, 5)
+    assert json.loads(invoke("purge", "--tenant", "odd", "--json"))["purged"] is None
+    assert [n for n in range(5) if store.find(n.to_bytes(32, "big")) is not None] == [0, 2, 4]
+    assert "have dropped all answers" in invoke("purge")
+    assert store.stats()["entries"] == 5 - 2  # not asked since
+    assert [n for n in range(5) if store.find(n.to_bytes(32, "big")) is not None] == []
+    result = CliRunner().invoke(cache, ["stats"])
+    assert result.exit_code == 1 and "/metrics" in result.output
+    store.close()
+
+
 def test_a_purge_reaches_a_running_gateway(data_dir):
     store = open_store(data_dir)
     fill(store, 5)
-    assert store.get((1).to_bytes(32, "big")) is not None
+    assert store.find((1).to_bytes(32, "big")) is not None
     code = "from trimtab.cli.cache import cache; cache()"
     for arguments, expected in [(("stats",), "entries"), (("purge",), "purged")]:
         done = subprocess.run(
@@ -86,7 +123,7 @@ def test_a_purge_reaches_a_running_gateway(data_dir):
             check=True,
         )
         assert json.loads(done.stdout)[expected] == 5
-    assert store.get((1).to_bytes(32, "big")) is None
+    assert store.find((1).to_bytes(32, "big")) is None
     store.close()
 
 

@@ -18,6 +18,7 @@ from trimtab.types import (
     Reply,
     Request,
     Scope,
+    Selector,
     Slot,
     Target,
     Usage,
@@ -227,10 +228,97 @@ async def test_users_share_only_when_told_to(store, clock):
     await cache.learn(outcome(ann), await cache.decide(ann, PLAN))
     assert isinstance((await cache.decide(bob, PLAN)).step, Answer)
     stranger = ask(scope={"tenant": "other", "user": "bob", "cache": "public"})
-    assert (await cache.decide(stranger, PLAN)).reason == "miss"
+    assert (await cache.decide(stranger, PLAN)).reason == "miss; shared unless PII: client asked public"
 
     shared = lever(store, clock, share_users=True)
     assert isinstance((await shared.decide(ask(scope={"user": "eve"}), PLAN)).step, Answer)
+
+
+def reply_of(request: Request, text: str) -> Outcome:
+    body = msgspec.json.encode({"id": "chatcmpl-1", "choices": [{"message": {"role": "assistant", "content": text}}]})
+    made = outcome(request)
+    assert made.reply is not None
+    return msgspec.structs.replace(made, reply=msgspec.structs.replace(made.reply, body=body))
+
+
+@pytest.mark.parametrize("how", ["public", "share_users"])
+@pytest.mark.parametrize(
+    ("text", "label"),
+    [
+        ("Write to ann.lee@example.org.", "EMAIL"),
+        ("Her card is 4111 1111 1111 1111.", "CARD"),
+        ("Call +49 30 901820.", "PHONE"),
+        ("From 203.0.113.9, it seems", "IP"),
+    ],
+)
+async def test_an_answer_that_identifies_somebody_is_for_its_own_user(store, clock, how, text, label):
+    cache = lever(store, clock, share_users=how == "share_users")
+    word = {"cache": "public"} if how == "public" else {}
+    policy = "client asked public" if how == "public" else "share_users"
+    ann, bob = ask(scope={"user": "ann", **word}), ask(scope={"user": "bob", **word}, id="req-2")
+    decision = await cache.decide(ann, PLAN)
+    assert decision.reason == f"miss; shared unless PII: {policy}"
+    await cache.learn(reply_of(ann, text), decision)
+    clock.now += 3
+    again = await cache.decide(ann, PLAN)
+    assert isinstance(again.step, Answer) and text.encode() in again.step.stored.body
+    assert again.reason == f"hit age 3 s; not shared: {label} in an answer"
+    other = await cache.decide(bob, PLAN)
+    assert (other.step, other.reason) == (None, f"miss; not shared: {label} in an answer")
+    # What identifies nobody is shared from then on, with the first user as well.
+    later = msgspec.structs.replace(bob, at=clock.now)
+    await cache.learn(reply_of(later, "The shop opens at nine."), other)
+    for who in (ann, bob):
+        found = await cache.decide(who, PLAN)
+        assert isinstance(found.step, Answer) and b"nine" in found.step.stored.body
+        assert found.reason == f"hit age 0 s; shared unless PII: {policy}"
+
+
+async def test_without_a_user_an_answer_that_identifies_somebody_is_not_kept(store, clock):
+    cache = lever(store, clock, share_users=True)
+    await cache.learn(reply_of(ask(), "ann.lee@example.org"), await cache.decide(ask(), PLAN))
+    assert (await cache.decide(ask(), PLAN)).reason == "miss; not shared: EMAIL in an answer"
+    assert (await cache.decide(ask(scope={"user": "bob"}), PLAN)).step is None
+
+
+async def test_an_answer_of_ones_own_may_identify_somebody(store, clock):
+    cache = lever(store, clock)
+    await cache.learn(reply_of(ask(), "ann.lee@example.org"), await cache.decide(ask(), PLAN))
+    assert (await cache.decide(ask(), PLAN)).reason == "hit age 0 s"
+
+
+async def test_what_cannot_be_read_is_not_shared(store, clock):
+    cache = lever(store, clock, share_users=True)
+    request = ask(scope={"user": "ann"})
+    made = outcome(request)
+    broken = msgspec.structs.replace(made, reply=msgspec.structs.replace(made.reply, body=b'{"content":"\\ud800"}'))
+    await cache.learn(broken, await cache.decide(request, PLAN))
+    assert (await cache.decide(ask(scope={"user": "bob"}), PLAN)).reason == "miss; not shared: UNREADABLE in an answer"
+
+
+async def test_users_do_not_join_each_others_calls(store, clock):
+    cache = lever(store, clock, share_users=True)
+    keys = [(await cache.decide(ask(scope={"user": user}), PLAN)).share_key for user in ("ann", "ann", "bob")]
+    assert keys[0] == keys[1] != keys[2]
+
+
+async def test_a_request_that_is_sent_again_is_its_senders_own(store, clock):
+    cache = lever(store, clock, share_users=True)
+    ann, bob = (ask(scope={"user": user}, idempotency="once") for user in ("ann", "bob"))
+    await cache.learn(outcome(ann), await cache.decide(ann, PLAN))
+    assert isinstance((await cache.decide(ann, PLAN)).step, Answer)
+    assert (await cache.decide(bob, PLAN)).reason == "miss"
+
+
+async def test_what_is_kept_says_whose_it_is(store, clock):
+    cache = lever(store, clock)
+    request = ask(scope={"user": "ann", "route": "bold", "corpus_version": "c7", "session": "s"}, model="asked")
+    await cache.learn(outcome(request), await cache.decide(request, PLAN))
+    step = (await cache.decide(request, PLAN)).step
+    assert isinstance(step, Answer)
+    assert step.stored.scope == Scope("acme", route="bold", corpus_version="c7")
+    assert step.stored.asked_model == "asked"
+    assert store.purge(Selector(tenant="acme", model="asked", corpus_version="c7")) == 1
 
 
 async def test_another_first_target_is_another_question(store, clock):

@@ -12,6 +12,7 @@ import msgspec
 from trimtab.config.problems import Path, Problems, choices, shown
 from trimtab.config.registry import find
 from trimtab.config.schema import CaptureConfig, Config, EngineConfig, KeyConfig, TelemetryConfig
+from trimtab.config.stores import check_store
 from trimtab.errors import BadRequest
 from trimtab.slo import parse_slo
 
@@ -21,6 +22,7 @@ _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _HOST_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?")
 _EXAMPLES = {
     "api_key_env": "OPENAI_API_KEY", "key_env": "TRIMTAB_CAPTURE_KEY", "alert_webhook_env": "ALERT_WEBHOOK",
+    "url_env": "TRIMTAB_VALKEY_URL",
 }  # fmt: skip
 _PEM_MARK = b"-----BEGIN CERTIFICATE-----"
 
@@ -51,6 +53,8 @@ def check_whole(config: Config, document: dict[str, Any], env: Mapping[str, str]
             _check_capture(("routes", name, "capture"), route.capture, env, problems)
     for name, engine in config.engines.items():
         _check_engine(name, engine, env, problems)
+    for name, settings in config.levers.items():
+        check_store(("levers", name), settings, env, problems, _secret_problem)
     _check_telemetry(config.telemetry, env, problems)
     all_read = bool(engines) and config.engines.keys() == engines
     if all_read and not models and not config.open_engines():

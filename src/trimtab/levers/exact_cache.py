@@ -15,10 +15,11 @@ that the key names. `docs/levers/exact-cache.md` says what that costs.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import re
 from collections.abc import Callable
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
 import msgspec
 
@@ -29,6 +30,7 @@ KEY_FORMAT: Final = 1  # raise it whenever the meaning or the order of what is h
 _NAME: Final = "exact_cache"
 _VERSION: Final = "1"
 _MAX_TEMPERATURE: Final = 0.1
+_INLINE_BYTES: Final = 8192  # of an answer that is searched at once, in less than a millisecond; others in a thread
 
 _PATHS: Final = frozenset({"/v1/chat/completions", "/v1/messages"})
 _NOT_IN_KEY: Final = frozenset({"stream", "stream_options"})
@@ -51,6 +53,11 @@ MemoryBytes = Annotated[int, msgspec.Meta(ge=0, le=1 << 40, description="a whole
 FileBytes = Annotated[int, msgspec.Meta(ge=1 << 20, le=1 << 44, description="a whole number of bytes from 1048576")]
 
 
+Milliseconds = Annotated[
+    float, msgspec.Meta(gt=0, le=1000, description="a number of milliseconds, more than 0 and at most 1000")
+]
+
+
 PER_ROUTE: Final = ("enabled", "ttl_s", "any_temperature", "share_users", "coalesce")
 
 
@@ -65,18 +72,32 @@ class Config(msgspec.Struct, frozen=True):
     any_temperature: bool = False
     share_users: bool = False
     coalesce: bool = True  # identical requests in flight in one worker share an upstream call
+    store: Literal["lmdb", "memory", "valkey"] = "lmdb"  # takes effect at a restart, as the three below
+    url: str = ""  # of a Valkey or Redis server without a password
+    url_env: str = ""  # the variable with the URL of one that has a password
+    timeout_ms: Milliseconds = 20.0  # how long a request waits for that server
 
 
 class Memo(msgspec.Struct, frozen=True, gc=False):
-    """From `decide` to `learn`: under which key the answer goes, whose answer it must be, how long it lives."""
+    """From `decide` to `learn`: under which key the answer goes, whose answer it must be, how long it lives.
+
+    `own_key` is there if users share the key: where an answer goes that identifies somebody.
+    """
 
     key: bytes
     target: Target
     ttl_s: float
+    own_key: bytes = b""
 
 
 def _unnamed(engine: str) -> str:
     return ""
+
+
+def _identity_in(body: bytes) -> str:
+    from trimtab.redact import identity_in  # its patterns take a moment, and few gateways share
+
+    return identity_in(body)
 
 
 def build(
@@ -85,13 +106,15 @@ def build(
     clock: Clock,
     whole: Whole,
     identity: Callable[[str], str] = _unnamed,
+    identifies: Callable[[bytes], str] = _identity_in,
 ) -> ExactCache:
     """The lever. `settings` gives a route's; `whole` is the codec's `finish_is_whole`.
 
     `identity` says what is behind an engine's name (its URL, its weights), so that an engine that is pointed elsewhere
-    does not answer with what the former one said.
+    does not answer with what the former one said. `identifies` says what identifies somebody in an answer, "" if
+    nothing: such an answer is never shared by users.
     """
-    return ExactCache(settings, store, clock, whole, identity)
+    return ExactCache(settings, store, clock, whole, identity, identifies)
 
 
 class ExactCache:
@@ -109,12 +132,15 @@ class ExactCache:
         clock: Clock,
         whole: Whole,
         identity: Callable[[str], str] = _unnamed,
+        identifies: Callable[[bytes], str] = _identity_in,
     ) -> None:
         self._settings = settings
         self._store = store
         self._clock = clock
         self._whole = whole
         self._identity = identity
+        self._identifies = identifies
+        self._warm = False  # the first search loads what it needs
 
     async def decide(self, request: Request, plan: Plan) -> Decision:
         """Answer from the store, or say why not; asks for the reply where it may be kept."""
@@ -123,14 +149,18 @@ class ExactCache:
         if obstacle:
             return _go_on(obstacle)
         target = plan.attempts[0].target
-        share_users = config.share_users or request.scope.cache == "public"
-        key = cache_key(request, target, self._identity(target.engine), share_users=share_users)
-        memo = Memo(key, target, config.ttl_s)
+        share = _shared_by(request, config) if config.share_users or request.scope.cache == "public" else ""
+        key = cache_key(request, target, self._identity(target.engine), share_users=bool(share))
+        memo = Memo(key, target, config.ttl_s, own_key(key, request.scope.user) if share else b"")
         if request.scope.cache == "refresh":
             return _go_on("client asked cache refresh", memo, share=config.coalesce)
-        stored = self._store.get(key)
+        stored = await self._store.get(key)
+        terms = f"; shared unless PII: {share}" if share else ""
+        if share and stored is not None and stored.private:  # what is kept there says so, and is no answer
+            terms = f"; not shared: {stored.private} in an answer"
+            stored = await self._store.get(memo.own_key)
         if stored is None:
-            return _go_on("miss", memo, share=config.coalesce)
+            return _go_on(f"miss{terms}", memo, share=config.coalesce)
         age_s = self._clock.wall() - stored.created
         if age_s >= config.ttl_s:  # the setting was lowered since
             return _go_on(f"stored answer is {age_s:.0f} s old, above ttl_s", memo, share=config.coalesce)
@@ -139,7 +169,7 @@ class ExactCache:
             version=_VERSION,
             slot=Slot.REUSE_EXACT,
             step=Answer(stored),
-            reason=f"hit age {max(0.0, age_s):.0f} s",
+            reason=f"hit age {max(0.0, age_s):.0f} s{terms}",
             saving_basis="stored usage",  # the ledger prices the usage in the step
         )
 
@@ -165,8 +195,24 @@ class ExactCache:
             created=request.at,
             expires=request.at + memo.ttl_s,
             machine_s=reply.machine_s,
+            scope=msgspec.structs.replace(request.scope, user="", permission="", session="", workflow="", cache=""),
+            asked_model=request.model,
         )
-        self._store.put(memo.key, stored)
+        found = await self._identity_of(reply.body) if memo.own_key else ""
+        if not found:
+            self._store.put(memo.key, stored)
+            return
+        stored = msgspec.structs.replace(stored, private=found)
+        if request.scope.user:  # without a name it is nobody's own
+            self._store.put(memo.own_key, stored)
+        self._store.put(memo.key, msgspec.structs.replace(stored, body=b""))
+
+    async def _identity_of(self, body: bytes) -> str:
+        if len(body) <= _INLINE_BYTES and self._warm:
+            return self._identifies(body)
+        found = await asyncio.to_thread(self._identifies, body)
+        self._warm = True
+        return found
 
 
 def cache_key(request: Request, target: Target, identity: str = "", *, share_users: bool) -> bytes:
@@ -203,6 +249,20 @@ def cache_key(request: Request, target: Target, identity: str = "", *, share_use
             )
         )
     ).digest()
+
+
+def own_key(shared_key: bytes, user: str) -> bytes:
+    """Where the answer of one user goes, to a question whose answers users share."""
+    return hashlib.sha256(shared_key + user.encode()).digest()
+
+
+def _shared_by(request: Request, config: Config) -> str:
+    """Who wants users to share the answer, "" if nobody; a request that is sent again is always its sender's own."""
+    if request.idempotency:
+        return ""
+    if request.scope.cache == "public":
+        return "client asked public"
+    return "share_users" if config.share_users else ""
 
 
 def _obstacle(request: Request, plan: Plan, config: Config) -> str:
@@ -260,6 +320,7 @@ def _go_on(reason: str, memo: Memo | None = None, *, share: bool = False) -> Dec
         step=None,
         reason=reason,
         wants_reply=memo is not None,
-        share_key=memo.key if memo is not None and share else b"",
+        # The call's own user's: what it will say of whom is not known while it is in flight.
+        share_key=(memo.own_key or memo.key) if memo is not None and share else b"",
         memo=memo,
     )

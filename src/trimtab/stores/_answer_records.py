@@ -8,12 +8,25 @@ from typing import Final
 
 import msgspec
 
-from trimtab.types import Stored
+from trimtab.types import Scope, Selector, Stored, Target
 
 HEADER: Final = struct.Struct("<QdddI")  # generation, created, expires, written, checksum
 AGE: Final = struct.Struct(">Q")  # microseconds, so that the keys sort by age
 _ENCODER: Final = msgspec.msgpack.Encoder()
 DECODER: Final = msgspec.msgpack.Decoder(Stored)
+
+
+class Named(msgspec.Struct, frozen=True, gc=False):
+    """What a purge looks at."""
+
+    model: str
+    target: Target
+    request_id: str
+    scope: Scope | None = None
+    asked_model: str = ""
+
+
+_NAMES: Final = msgspec.msgpack.Decoder(Named)
 
 
 def pack(key: bytes, generation: int, stored: Stored, written: float) -> bytes:
@@ -30,6 +43,16 @@ def is_sound(key: bytes, value: memoryview | bytes) -> bool:
         return False
     checksum = zlib.crc32(value[HEADER.size :], zlib.crc32(value[: HEADER.size - 4], zlib.crc32(key)))
     return bool(checksum == HEADER.unpack_from(value)[4])
+
+
+def is_meant(key: bytes, value: memoryview | bytes, what: Selector) -> bool:
+    """Whether a purge means the entry of these bytes; it always means one that cannot be read."""
+    if not is_sound(key, value):
+        return True
+    try:
+        return what.matches(_NAMES.decode(value[HEADER.size :]))
+    except msgspec.MsgspecError:
+        return True
 
 
 def age_key(created: float, key: bytes) -> bytes:

@@ -2,9 +2,10 @@
 
 Layout of the folder:
 
-    generation        24 bytes, mapped by every process (see `_shared_words.py`)
-    answers/          the LMDB environment: `answers1` (key -> header + msgpack of `Stored`) and
-                      `ages1` (created + key -> nothing), by which the oldest are found
+    generation        40 bytes, mapped by every process (see `_shared_words.py`)
+    purges.json       what was purged selectively (see `_purges.py`)
+    answers/          the LMDB environment: `answers2` (key -> header + msgpack of `Stored`) and
+                      `ages2` (created + key -> nothing), by which the oldest are found
     answers.corrupt/  an environment that was set aside, for whoever wants to look at it; the next one replaces it
     unsynced          the boot id under which there are writes that the disk may not have yet
     corrupt           empty; a process found damage while it ran, so the next one to start sets `answers/` aside
@@ -13,7 +14,8 @@ Promises and their price:
 
 * A purge reaches every process at once: each `get` compares the mapped words with those its LRU was filled under
   (0.1 us). Entries carry their generation, so one that was written late does not come back, and an answer whose request
-  began before the purge is not kept either.
+  began before the purge is not kept either. A selective purge says first what it means, from when on no writer lets
+  such an answer in; then it searches the file; then it has every process forget its LRU once more.
 * `put` only queues. A thread writes what has gathered in 50 ms in one transaction; a crash of the process loses at
   most that. Syncing each batch would double its cost, so the file is synced every few seconds, and `unsynced` stands
   beside it meanwhile: if the machine itself goes down then, the next start finds that file with another boot's id, and
@@ -37,9 +39,10 @@ import msgspec
 
 from trimtab.ports import Clock
 from trimtab.stores._answer_records import AGE, DECODER, HEADER, age_key, is_sound, pack
-from trimtab.stores._shared_words import SharedWords
+from trimtab.stores._lmdb_search import remove_meant
+from trimtab.stores._purges import Purges
 from trimtab.stores.memory import MemoryStore
-from trimtab.types import Stored
+from trimtab.types import EVERYTHING, Selector, Stored
 
 _log = logging.getLogger("trimtab.stores.lmdb")
 
@@ -65,9 +68,9 @@ _DAMAGE: Final = (
 class LmdbStore:
     """An `AnswerStore` in LMDB with an optional LRU in front.
 
-    `get`, `put` and `stats` belong to one thread (the event loop's); `flush`, `purge` and `close` may be called from
-    another. Where the folder or the file cannot be used at all, it logs one line, counts errors and keeps answers in
-    the LRU only. `max_bytes` bounds the file; answers take at most four fifths of it, the oldest go first.
+    `get`, `find`, `put` and `stats` belong to one thread (the event loop's); `flush`, `purge` and `close` may be called
+    from another. Where the folder or the file cannot be used at all, it logs one line, counts errors and keeps answers
+    in the LRU only. `max_bytes` bounds the file; answers take at most four fifths of it, the oldest go first.
     """
 
     def __init__(self, folder: Path, max_bytes: int, clock: Clock, front: MemoryStore | None = None) -> None:
@@ -91,25 +94,33 @@ class LmdbStore:
         self._env: Any = None
         self._answers: Any = None
         self._ages: Any = None
-        self._shared = SharedWords(None, 0)
+        self._purges = Purges(None, 0.0)
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._shared = SharedWords(folder / "generation", int(clock.wall() * 1e9))
-            with self._shared.locked():
+            self._purges = Purges(folder, clock.wall())
+            with self._purges.words.locked():
                 self._open()
         except (OSError, lmdb.Error) as error:
             self._failed("cannot be opened; answers are kept in memory only", error)
-        self._seen = self._shared.snapshot()
-        self._generation, self._purged_at, _ = self._shared.read()
+        self._shared = self._purges.words
+        self._state = self._purges.load()
+        self._seen, self._generation = self._state.seen, self._state.generation
+
+    async def start(self) -> None:
+        """Nothing to be done: it is open, and its writer begins with the first answer."""
 
     # Reading
 
-    def get(self, key: bytes) -> Stored | None:
+    async def get(self, key: bytes) -> Stored | None:
+        """As `find`."""
+        return self.find(key)
+
+    def find(self, key: bytes) -> Stored | None:
         """The live entry, or None if absent, expired, purged or damaged."""
         if self._shared.snapshot() != self._seen:
             self._forget()
         if self._front is not None:
-            stored = self._front.get(key)
+            stored = self._front.find(key)
             if stored is not None:
                 self._hits += 1
                 return stored
@@ -128,7 +139,7 @@ class LmdbStore:
         entry = self._queue.get(key) or self._writing.get(key)
         if entry is None or entry[0] != self._generation or entry[1].expires <= self._clock.wall():
             return None
-        return entry[1]
+        return None if self._state.is_dead(entry[1]) else entry[1]
 
     def _read(self, key: bytes) -> Stored | None:
         try:
@@ -148,8 +159,8 @@ class LmdbStore:
             return None
 
     def _forget(self) -> None:
-        self._seen = self._shared.snapshot()
-        self._generation, self._purged_at, _ = self._shared.read()
+        self._state = self._purges.load()
+        self._seen, self._generation = self._state.seen, self._state.generation
         if self._front is not None:
             self._front.clear()
 
@@ -159,7 +170,7 @@ class LmdbStore:
         """Keep an entry: at once for this process, within about 50 ms for the others. What finds no room is counted."""
         if self._shared.snapshot() != self._seen:
             self._forget()
-        if stored.created < self._purged_at:
+        if self._state.is_dead(stored):
             return
         if self._env is None:
             self._errors += 1
@@ -227,8 +238,7 @@ class LmdbStore:
     def _write(self, batch: dict[bytes, tuple[int, Stored]]) -> None:
         now = self._clock.wall()
         records = [
-            (key, generation, stored.created, pack(key, generation, stored, now))
-            for key, (generation, stored) in batch.items()
+            (key, generation, stored, pack(key, generation, stored, now)) for key, (generation, stored) in batch.items()
         ]
         with self._shared.locked():  # against another process's `_sync`, which removes the mark
             mark = self._folder / "unsynced"
@@ -255,13 +265,15 @@ class LmdbStore:
         except (OSError, lmdb.Error) as error:
             self._failed("cannot be synced", error)
 
-    def _write_records(self, records: list[tuple[bytes, int, float, bytes]], now: float) -> None:
+    def _write_records(self, records: list[tuple[bytes, int, Stored, bytes]], now: float) -> None:
         with self._env.begin(write=True) as txn:
-            current = self._shared.read()[0]
-            replaced = False
-            for key, generation, created, value in records:
-                if generation != current:
+            # Read inside the transaction: a selective purge that is not known here yet will search the file after it.
+            state = self._state if self._shared.snapshot() == self._state.seen else self._purges.load()
+            current, replaced = state.generation, False
+            for key, generation, stored, value in records:
+                if generation != current or state.is_dead(stored):
                     continue  # purged while it waited
+                created = stored.created
                 if not txn.put(key, value, overwrite=False, db=self._answers):
                     old = txn.get(key, db=self._answers)
                     if is_sound(key, old):
@@ -350,15 +362,38 @@ class LmdbStore:
 
     # The rest of the contract
 
-    def purge(self) -> int:
-        """Drop everything, in every process on this folder; returns how many entries the file held.
+    def purge(self, what: Selector = EVERYTHING) -> int:
+        """Drop what is meant, in every process on this folder; returns how many entries the file held of it.
 
-        Takes milliseconds, or as long as another process's batch: call it in a thread from an event loop.
+        All of it takes milliseconds, or as long as another process's batch; a selection has the whole file read. Where
+        the file cannot be searched, everything is dropped instead, and an error is counted.
         """
+        if what == EVERYTHING:
+            return self._purge_all()
+        with self._write_lock:
+            self._flush()
+            count = 0
+            try:
+                self._purges.select(what, self._clock.wall())
+                if self._env is None:
+                    count = 0 if self._front is None else self._front.purge(what)
+                    searched = not (self._folder / "answers").exists()
+                else:
+                    count = remove_meant(self._env, self._answers, self._ages, what)
+                    searched = True
+                self._purges.again()
+                if searched:
+                    return count
+                self._failed("cannot be searched; everything is dropped instead", OSError("it is not open here"))
+            except (lmdb.Error, OSError) as error:
+                self._failed("cannot be searched; everything is dropped instead", error)
+        return count + self._purge_all()
+
+    def _purge_all(self) -> int:
         with self._write_lock:
             self._flush()
             count = 0 if self._front is None or self._env is not None else self._front.stats()["entries"]
-            self._shared.purged(self._clock.wall())
+            self._purges.everything(self._clock.wall())
             if self._env is not None:
                 try:
                     with self._env.begin(write=True) as txn:
@@ -391,6 +426,10 @@ class LmdbStore:
             "errors": self._errors,
         }
 
+    async def stop(self) -> None:
+        """As `close`."""
+        self.close()
+
     def close(self) -> None:
         """Write what is queued and release the file. Idempotent."""
         self._stop.set()
@@ -404,7 +443,7 @@ class LmdbStore:
                     self._sync()
                 self._env.close()
                 self._env = None
-        self._shared.close()
+        self._purges.close()
 
     # Opening and failing
 
@@ -441,8 +480,9 @@ class LmdbStore:
             env.reader_check()
             self._page_bytes = int(env.stat()["psize"])
             _extend(data, (int(env.info()["last_pgno"]) + 1) * self._page_bytes)
-            self._answers = env.open_db(b"answers1")
-            self._ages = env.open_db(b"ages1")
+            self._drop_former(env, path)
+            self._answers = env.open_db(b"answers2")
+            self._ages = env.open_db(b"ages2")
             with env.begin() as txn:
                 for db in (self._answers, self._ages):
                     with txn.cursor(db=db) as cursor:
@@ -452,6 +492,15 @@ class LmdbStore:
             env.close()
             raise
         self._env = env
+
+    def _drop_former(self, env: Any, path: Path) -> None:
+        """Records of a version before this one say too little of themselves to be purged."""
+        with env.begin(write=True) as txn:
+            former = [name for name in (b"answers1", b"ages1") if txn.get(name) is not None]
+            for name in former:
+                txn.drop(env.open_db(name, txn=txn, create=False))
+        if former:
+            _log.warning("answer cache %s: answers in the format of an earlier version were dropped", path)
 
     def _set_aside(self, path: Path, why: str) -> None:
         # The lock file goes with it: processes that still use the old file keep both of theirs.

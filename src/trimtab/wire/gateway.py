@@ -12,7 +12,7 @@ import msgspec
 from trimtab.config import Config
 from trimtab.errors import ModelNotFound
 from trimtab.pipeline import Pipeline
-from trimtab.ports import Clock, Engine, Lever
+from trimtab.ports import AnswerStore, Clock, Engine, Lever
 from trimtab.stores import ledger_db, ledger_reader
 from trimtab.types import Dialect, Target
 from trimtab.wire.access import Access
@@ -35,7 +35,7 @@ class Shared(msgspec.Struct):
     ids: Ids
     metrics: Metrics
     journal: Any  # FileJournal: its health is asked for beyond the port
-    store: Any  # LmdbStore, likewise
+    store: AnswerStore
     captures: Any  # Captures: what its thread writes is told by each configuration
     data_dir: Path
 
@@ -71,12 +71,19 @@ class Gateway:
 
     def scrape(self) -> bytes:
         """The metrics of all workers."""
+        self.gauge(besides=1)  # the scrape itself
+        return self.metrics.render()
+
+    def gauge(self, besides: int = 0) -> None:
+        """Note how this worker is now; `besides` requests in flight are not counted."""
         stats = self.shared.store.stats()
         self.metrics.set("trimtab_cache_entries", stats["entries"])
         self.metrics.set("trimtab_cache_errors_total", stats["errors"])
+        if "down" in stats:
+            self.metrics.set("trimtab_cache_skipped_total", stats["skipped"])
+            self.metrics.set("trimtab_cache_down", stats["down"])
         self.metrics.set("trimtab_journal_waiting_rows", self.shared.journal.waiting)
-        self.metrics.set("trimtab_in_flight_requests", self.in_flight - 1)  # not the scrape itself
-        return self.metrics.render()
+        self.metrics.set("trimtab_in_flight_requests", self.in_flight - besides)
 
     def model_in(self, body: bytes, content_type: bytes) -> str:
         """The model that a passed-through JSON body names, "" where there is none."""

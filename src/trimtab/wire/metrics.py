@@ -49,6 +49,10 @@ _METRICS = {
     "trimtab_journal_waiting_rows": _Metric("gauge", (), "Rows in memory because the journal cannot be written."),
     "trimtab_cache_entries": _Metric("gauge", (), "Answers in the exact cache.", shared=True),
     "trimtab_cache_errors_total": _Metric("counter", (), "Failures of the exact cache's store."),
+    "trimtab_cache_skipped_total": _Metric(
+        "counter", (), "Look-ups and answers that went without the exact cache's server while it was down or full."
+    ),
+    "trimtab_cache_down": _Metric("gauge", (), "Workers that go without the exact cache's server now."),
     "trimtab_telemetry_dropped_total": _Metric(
         "counter",
         ("outlet",),
