@@ -53,7 +53,7 @@ bench-telemetry: $(VENV)/.dev ## what OpenTelemetry costs a request (a minute)
 bench-promise: $(VENV)/.dev ## how often does the semantic cache's promise break, on streams whose truth is known (fifteen minutes)
 	@$(BIN)/python bench/promise.py
 
-bench-semantic: $(VENV)/.dev ## does the semantic cache keep its promise: DATA=folder of public questions (ten minutes)
+bench-semantic: $(VENV)/.dev ## does the semantic cache keep its promise: DATA=folder of public questions (fifteen minutes)
 	@test -n "$(DATA)" || { echo "say where the questions are: make bench-semantic DATA=folder (see bench/README.md)"; exit 2; }
 	@$(BIN)/python bench/semantic.py --data $(DATA)
 

@@ -1,6 +1,6 @@
 """Does the semantic cache keep its promise, and how much does it answer? Streams of public questions, no gateway.
 
-    make bench-semantic DATA=folder                  the table: two sets, five orders, four promises; some five minutes
+    make bench-semantic DATA=folder                  the table: six kinds of streams, five orders each; fifteen minutes
     .venv/bin/python bench/semantic.py --data folder --seeds 10-14 --kinds banking77,mixed
 
 The folder holds banking77_train.csv (text, category), clinc150_half.jsonl.gz (text, intent) and
@@ -37,7 +37,8 @@ from trimtab.wheels import cache_dir, shown_on_stderr
 
 REQUESTS = 3000
 PROMISES = (0.01, 0.02, 0.05, 0.10)
-JUDGED = ("banking77", "clinc")
+KINDS = ("banking77", "clinc", "mixed", "drift", "paraphrases", "different")
+JUDGED = KINDS[:2]
 GPTCACHE = (904, 92)  # right and wrong, as published, of its 999 pairs at threshold 0.8
 SCORE = 0.0  # the pair model's log-odds from which the protocol's question is answered at all
 
@@ -64,7 +65,11 @@ def drawn(rows: list[Asked], seed: int, count: int = REQUESTS) -> list[Asked]:
 
 
 def kinds(folder: Path) -> dict[str, Callable[[int], list[Asked]]]:
-    """Streams by name: the two sets, and harder ones that say whether the rule was fitted to those two."""
+    """Streams by name: the two sets, and others that say whether the rule was fitted to those two.
+
+    `mixed` shuffles half of each, `drift` changes from one to the other at half-time; `paraphrases` are GPTCache's pairs,
+    two texts a class; in `different` no two texts share a class.
+    """
     couples = paraphrases(folder)
     both = [Asked(text, f"g/{n}") for n, couple in enumerate(couples) for text in couple]
 
@@ -183,7 +188,7 @@ def main() -> int:
     """Run it; the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, metavar="FOLDER")
-    parser.add_argument("--kinds", type=lambda text: text.split(","), default=list(JUDGED))
+    parser.add_argument("--kinds", type=lambda text: text.split(","), default=list(KINDS), help=", ".join(KINDS))
     parser.add_argument("--seeds", type=seeds, default=seeds("0-4"), help="FIRST-LAST")
     parser.add_argument("--promises", type=lambda text: [float(one) for one in text.split(",")], default=list(PROMISES))
     parser.add_argument("--audit", type=float, default=0.05)

@@ -300,6 +300,12 @@ def test_a_stream_of_strangers_is_left_alone():
     assert (result.hits, result.wrong_share, result.wrong_upper95) == (0, 0.0, 1.0)
 
 
+def test_a_stream_where_everything_may_be_reused_is_answered():
+    result = run_promise([Asked(one.text, "all") for one in questions(400, 5)], Terms(0.05), query)
+    assert result.hit_rate > 0.5
+    assert result.wrong_hits == 0
+
+
 def test_the_fixed_threshold_is_the_usual_cache():
     stream = [Asked("a b c", 1), Asked("a b c", 1), Asked("a b c", 2), Asked("x y z", 3)]
     result = run_static(stream, 0.85, query)

@@ -18,7 +18,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab.semantic.bounds import poisson_at_least
+from trimtab.semantic.bounds import poisson_at_least, share_upper
 from trimtab.semantic.logistic import Calibrated, fit_calibrated
 from trimtab.semantic.proof import Proof
 
@@ -126,7 +126,7 @@ class Promise:
             self._choose()
         p_wrong = float(self._model.probability(values[None, :])[0])
         hit = p_wrong <= self.limit
-        audit = bool(self._random.random() < self.terms.audit)  # drawn always, so that a seed means the same coins
+        audit = bool(self._random.random() < self.terms.audit)
         if hit:
             self.hits += 1
             self._expected_wrong += p_wrong
@@ -157,8 +157,11 @@ class Promise:
     def _refit(self) -> None:
         self._unfitted = 0
         y = np.array([label.wrong for label in self._labels], dtype=np.float64)
-        if len(y) < _LEAST_LABELS or not _LEAST_EACH <= y.sum() <= len(y) - _LEAST_EACH:
+        wrong = int(y.sum())
+        if len(y) < _LEAST_LABELS or len(y) - wrong < _LEAST_EACH:
             return
+        if wrong < _LEAST_EACH and share_upper(wrong, len(y)) > self.terms.max_wrong:
+            return  # too few wrong ones to learn what they look like, and not enough labels to say that they are rare
         if self._since_alarm is not None:
             if self._since_alarm < _LEAST_LABELS:
                 return
@@ -181,7 +184,8 @@ class Promise:
         ahead = _HORIZON / len(p)
         order = np.argsort(model.held_out, kind="stable")
         held_out = model.held_out[order]
-        below = np.searchsorted(held_out, p, side="right")
+        # A fold's model saw fewer labels and is less sure: a tenth of the promise makes up for it.
+        below = np.searchsorted(held_out, p + 0.1 * target, side="right")
         weights = np.sqrt(self._fitted_weights[order])  # fewer labels lie below a limit: more of them have to count
         found = np.append(0.0, np.cumsum(weights * self._fitted_wrong[order]))[below]
         believed = np.append(0.0, np.cumsum(weights * held_out))[below]
