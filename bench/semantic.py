@@ -67,8 +67,8 @@ def drawn(rows: list[Asked], seed: int, count: int = REQUESTS) -> list[Asked]:
 def kinds(folder: Path) -> dict[str, Callable[[int], list[Asked]]]:
     """Streams by name: the two sets, and others that say whether the rule was fitted to those two.
 
-    `mixed` shuffles half of each, `drift` changes from one to the other at half-time; `paraphrases` are GPTCache's pairs,
-    two texts a class; in `different` no two texts share a class.
+    `mixed` shuffles half of each, `drift` changes from one to the other at half-time; `paraphrases` are GPTCache's
+    pairs, two texts a class; in `different` no two texts share a class.
     """
     couples = paraphrases(folder)
     both = [Asked(text, f"g/{n}") for n, couple in enumerate(couples) for text in couple]
