@@ -199,6 +199,7 @@ class Promise:
         # More hits that are nearly all right mend a share that stands too high; to close would keep it there.
         safe |= coming * (1 + _MARGIN * np.sqrt(doubt)) <= _MENDING * target * hits
         safe &= below >= min(20.0, 0.7 / target)
+        safe &= target * (self.hits + hits) >= 1  # with fewer hits than that, one wrong one breaks the promise
         safe &= p <= _HIGHEST
         if safe.any():
             self.limit = float(p[np.flatnonzero(safe)[-1]])
