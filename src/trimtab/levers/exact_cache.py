@@ -24,7 +24,7 @@ from typing import Annotated, Final, Literal
 import msgspec
 
 from trimtab.ports import AnswerStore, Clock
-from trimtab.types import Answer, Decision, Dialect, End, Outcome, Plan, Request, Slot, Stored, Target
+from trimtab.types import Answer, Decision, Dialect, End, Outcome, Plan, Request, Scope, Slot, Stored, Target
 
 KEY_FORMAT: Final = 1  # raise it whenever the meaning or the order of what is hashed changes
 _NAME: Final = "exact_cache"
@@ -195,7 +195,7 @@ class ExactCache:
             created=request.at,
             expires=request.at + memo.ttl_s,
             machine_s=reply.machine_s,
-            scope=msgspec.structs.replace(request.scope, user="", permission="", session="", workflow="", cache=""),
+            scope=_of_purges(request.scope),
             asked_model=request.model,
         )
         found = await self._identity_of(reply.body) if memo.own_key else ""
@@ -249,6 +249,13 @@ def cache_key(request: Request, target: Target, identity: str = "", *, share_use
             )
         )
     ).digest()
+
+
+def _of_purges(scope: Scope) -> Scope:
+    """The scope without what no purge names: most have none of it, and are kept as they are."""
+    if not (scope.user or scope.permission or scope.session or scope.workflow or scope.cache):
+        return scope
+    return msgspec.structs.replace(scope, user="", permission="", session="", workflow="", cache="")
 
 
 def own_key(shared_key: bytes, user: str) -> bytes:
