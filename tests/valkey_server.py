@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import random
 import shutil
 import signal
 import socket
@@ -13,6 +12,8 @@ import time
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+from ports import free_port
 
 
 def binary() -> Path | None:
@@ -39,7 +40,7 @@ class ValkeyServer:
         self._folder = folder
         self._settings = settings
         self._save = save
-        self.port = port or _free_port()
+        self.port = port or free_port()
         self.url = f"valkey://127.0.0.1:{self.port}/0"
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -106,12 +107,3 @@ def _reply(reader: Any) -> Any:
     if kind in (b"-", b""):
         raise OSError(f"the server says {line!r}")
     return int(rest) if kind == b":" else rest
-
-
-def _free_port() -> int:
-    while True:
-        port = random.randint(10240, 32000)
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(("127.0.0.1", port))
-            return port

@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import random
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -22,18 +20,10 @@ from typing import Any
 import anthropic
 import openai
 
+from ports import free_port
+
 TRIMTAB = Path(sys.executable).with_name("trimtab")
 _OURS = ("TRIMTAB_", "OPENAI_", "ANTHROPIC_")
-
-
-def free_port() -> int:
-    """A port that nobody listens on, below the range from which the system hands out ports to clients."""
-    while True:
-        port = random.randint(10240, 32000)
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(("127.0.0.1", port))
-            return port
 
 
 def hashed(key: str) -> str:

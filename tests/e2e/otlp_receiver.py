@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from gateway_process import free_port
 from upstream import wait_until
+
+from ports import free_port
 
 _VALUES = {"stringValue": str, "intValue": int, "doubleValue": float, "boolValue": bool}
 

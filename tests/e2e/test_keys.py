@@ -10,9 +10,11 @@ import anthropic
 import openai
 import pytest
 from asking import SAME, Pair, error_of, name_of, send
-from gateway_process import TRIMTAB, Gateway, MakeGateway, free_port, hashed, new_id, two_upstreams
+from gateway_process import TRIMTAB, Gateway, MakeGateway, hashed, new_id, two_upstreams
 from upstream import Upstream
 from upstream_shapes import Act
+
+from ports import free_port
 
 SAME_PAIRS = pytest.mark.parametrize("pair", SAME, ids=name_of)
 
