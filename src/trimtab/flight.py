@@ -147,18 +147,17 @@ class SharedCall:
         "over",
     )
 
-    def __init__(self, leader: Flight, sink: Sink, task: asyncio.Task[None]) -> None:
+    def __init__(self, leader: Flight, sink: Sink) -> None:
         self.leader = leader
         self.leader_gone = False
         self.over = False
         self.leader_end = leader.end  # as its call ended; what became of its client is its own
         self.leader_error = ""
         self.outcome: Finish | TrimtabError | None = None  # None though over: no call was made, ask on your own
-        self._task = task
         self._listeners = 0
         self._news = asyncio.Event()
         leader.shared = self
-        sink.release(self._leader_left)
+        self._task = sink.release(self._leader_left)
 
     def __enter__(self) -> SharedCall:
         self._listeners += 1

@@ -11,10 +11,8 @@ A request's life after the wire has parsed it:
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
 
 from msgspec import structs
 
@@ -45,7 +43,7 @@ _log = logging.getLogger("trimtab.pipeline")
 
 _STEP_NAMES = {type(None): "continue", Continue: "change", Answer: "answer", Join: "join", Refuse: "refuse"}
 _ShareKey = tuple[bytes, bool, bool]  # the lever's, and the form of the reply: streamed, with usage
-_Flying = tuple[Flight, Sink, Any]
+_Flying = tuple[Flight, Sink]
 
 
 class Pipeline:
@@ -135,7 +133,7 @@ class Pipeline:
                     flying = self._flying.get(key)
                     if flying is None:
                         leads = key
-                        self._flying[key] = (flight, sink, asyncio.current_task())
+                        self._flying[key] = (flight, sink)
                     elif (finish := await self._join(flight, flying, sink)) is not None:
                         return finish
                 if decision.wants_reply:
@@ -171,7 +169,7 @@ class Pipeline:
 
         Raises what the other's call raised, and UpstreamCut if it ended without a word.
         """
-        leader, leader_sink, task = flying
+        leader, leader_sink = flying
         began, decision = self._clock.mono(), flight.decisions[-1]
         flight.decisions[-1] = structs.replace(
             decision,
@@ -182,7 +180,7 @@ class Pipeline:
         )
         flight.cache = "coalesced"
         sink.watch()
-        with leader.shared or SharedCall(leader, leader_sink, task) as shared:
+        with leader.shared or SharedCall(leader, leader_sink) as shared:
             sent = 0
             while True:
                 while leader.pieces is not None and sent < len(leader.pieces):

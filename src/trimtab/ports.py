@@ -186,8 +186,8 @@ class Sink(Protocol):
         """No longer. Idempotent."""
         ...
 
-    def release(self, gone: Callable[[], None]) -> None:
-        """The task goes on for others: writes no longer wait for this client, and if it leaves `gone` is called."""
+    def release(self, gone: Callable[[], None]) -> asyncio.Task[None]:
+        """The task, returned, goes on for others: writes do not wait for this client; if it leaves `gone` is called."""
         ...
 
     def reply(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:

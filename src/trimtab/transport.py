@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import httptools
 
 from trimtab.errors import TrimtabError, UpstreamInvalid, UpstreamTimeout, UpstreamUnreachable
+from trimtab.outbox import outbox
 from trimtab.types import Request
 
 _PAUSE_BYTES = (
@@ -47,7 +48,7 @@ class _Connection(asyncio.Protocol):
         self.reply = reply
         self._head_bytes = 0
         for piece in data:
-            self.transport.write(piece)
+            self.origin.outbox.write(self.transport, piece)
 
     def data_received(self, data: bytes) -> None:
         reply = self.reply
@@ -128,6 +129,7 @@ class HttpReply:
 
     __slots__ = (
         "_loop",
+        "_outbox",
         "_waiter",
         "buffered",
         "connection",
@@ -151,6 +153,7 @@ class HttpReply:
         self.until_close = False
         self.error: Exception | None = None
         self._loop = connection.origin.loop
+        self._outbox = connection.origin.outbox
         self._waiter: asyncio.Future[None] | None = None
 
     def wake(self) -> None:
@@ -159,6 +162,7 @@ class HttpReply:
         if waiter is not None:
             self._waiter = None
             if not waiter.done():
+                self._outbox.expect()
                 waiter.set_result(None)
 
     def fail(self, error: Exception) -> None:
@@ -177,7 +181,11 @@ class HttpReply:
 
     async def _wait(self) -> None:
         self._waiter = waiter = self._loop.create_future()
-        await waiter
+        try:
+            await waiter
+        finally:
+            if waiter.done() and not waiter.cancelled():
+                self._outbox.began()
 
     async def next(self) -> bytes | None:
         """The bytes that have arrived since the last call, waiting for some; None at the clean end."""
@@ -288,6 +296,7 @@ class Origin:
             if ca_file:
                 self._tls.load_verify_locations(cafile=ca_file)
         self.loop = asyncio.get_running_loop()
+        self.outbox = outbox()
         self._idle: list[_Connection] = []
         self._all: set[_Connection] = set()
 

@@ -589,6 +589,17 @@ def fill(folder: Path, clock, count: int = 300) -> None:
     store.close()
 
 
+async def test_answers_are_found_again_without_the_index_or_with_another_size(tmp_path, clock):
+    folder = tmp_path / "cache"
+    fill(folder, clock, 20)
+    (folder / "answers" / "index").unlink()
+    for megabytes in (16, 64):
+        store = LmdbStore(folder, megabytes << 20, clock)
+        assert all([await store.get(key(n)) for n in range(20)])
+        assert await store.get(key(99)) is None
+        store.close()
+
+
 def damage(data: Path, how: str) -> None:
     whole = data.read_bytes()
     if how == "garbage":

@@ -56,6 +56,7 @@ class Client(Sink):
 
     def release(self, gone):
         self.gone = gone
+        return self.task
 
 
 def a_request(name, streamed):
@@ -66,7 +67,8 @@ def a_request(name, streamed):
 
 def ask(world, name, client, levers, streamed=False):
     flight = Flight(a_request(name, streamed))
-    return asyncio.create_task(world.pipeline.run(flight, Plan((Attempt(A),)), levers, client))
+    client.task = asyncio.create_task(world.pipeline.run(flight, Plan((Attempt(A),)), levers, client))
+    return client.task
 
 
 async def together(world, levers, count=3, streamed=False):

@@ -11,7 +11,7 @@ import msgspec
 from trimtab.types import Scope, Selector, Stored, Target
 
 HEADER: Final = struct.Struct("<QdddI")  # generation, created, expires, written, checksum
-AGE: Final = struct.Struct(">Q")  # microseconds, so that the keys sort by age
+AGE: Final = struct.Struct(">Q")
 _ENCODER: Final = msgspec.msgpack.Encoder()
 DECODER: Final = msgspec.msgpack.Decoder(Stored)
 
@@ -55,6 +55,16 @@ def is_meant(key: bytes, value: memoryview | bytes, what: Selector) -> bool:
         return True
 
 
-def age_key(created: float, key: bytes) -> bytes:
-    """The key under which an entry's age is found."""
-    return AGE.pack(max(0, int(created * 1e6))) + key
+def age_of(created: float) -> int:
+    """Microseconds since 1970."""
+    return max(0, int(created * 1e6))
+
+
+def place_of(age: int, key: bytes) -> bytes:
+    """Where an entry lies: sorted by age."""
+    return AGE.pack(age) + key
+
+
+def age_and_key(place: bytes) -> tuple[int, bytes]:
+    """What a place says."""
+    return AGE.unpack_from(place)[0], place[AGE.size :]

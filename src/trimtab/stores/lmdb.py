@@ -4,8 +4,8 @@ Layout of the folder:
 
     generation        40 bytes, mapped by every process (see `_shared_words.py`)
     purges.json       what was purged selectively (see `_purges.py`)
-    answers/          the LMDB environment: `answers2` (key -> header + msgpack of `Stored`) and
-                      `ages2` (created + key -> nothing), by which the oldest are found
+    answers/          the LMDB environment: `answers3` (created + key -> header + msgpack of `Stored`), and
+                      `index`, by which a key's answer is found (see `_lmdb_index.py`)
     answers.corrupt/  an environment that was set aside, for whoever wants to look at it; the next one replaces it
     unsynced          the boot id under which there are writes that the disk may not have yet
     corrupt           empty; a process found damage while it ran, so the next one to start sets `answers/` aside
@@ -20,6 +20,8 @@ Promises and their price:
   most that. Syncing each batch would double its cost, so the file is synced every few seconds, and `unsynced` stands
   beside it meanwhile: if the machine itself goes down then, the next start finds that file with another boot's id, and
   sets the answers aside. A checksum over key, header and value makes damage a miss.
+* Answers lie in the order of their age: new ones go behind the others, whole pages at a time, and the oldest are the
+  first. Under their keys, which are random, each new one would have a page copied.
 * Open it after the fork, once per process and folder: LMDB forbids both otherwise.
 """
 
@@ -38,8 +40,9 @@ import lmdb
 import msgspec
 
 from trimtab.ports import Clock
-from trimtab.stores._answer_records import AGE, DECODER, HEADER, age_key, is_sound, pack
-from trimtab.stores._lmdb_search import remove_meant
+from trimtab.stores._answer_records import DECODER, HEADER, age_and_key, age_of, is_sound, pack, place_of
+from trimtab.stores._lmdb_index import Index
+from trimtab.stores._lmdb_search import remove, remove_meant
 from trimtab.stores._purges import Purges
 from trimtab.stores.memory import MemoryStore
 from trimtab.types import EVERYTHING, Selector, Stored
@@ -93,7 +96,7 @@ class LmdbStore:
         self._unsynced_since: float | None = None  # monotonic
         self._env: Any = None
         self._answers: Any = None
-        self._ages: Any = None
+        self._index: Any = None
         self._purges = Purges(None, 0.0)
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -143,8 +146,13 @@ class LmdbStore:
 
     def _read(self, key: bytes) -> Stored | None:
         try:
+            ages = self._index.find(key)
+            if not ages:
+                return None
             with self._env.begin(db=self._answers, buffers=True) as txn:
-                value = txn.get(key)
+                value = None
+                for age in ages:
+                    value = value or txn.get(place_of(age, key))
                 if value is None:
                     return None
                 if not is_sound(key, value):
@@ -240,6 +248,7 @@ class LmdbStore:
         records = [
             (key, generation, stored, pack(key, generation, stored, now)) for key, (generation, stored) in batch.items()
         ]
+        records.sort(key=lambda record: record[2].created)
         with self._shared.locked():  # against another process's `_sync`, which removes the mark
             mark = self._folder / "unsynced"
             if not mark.exists():
@@ -261,6 +270,7 @@ class LmdbStore:
                 return
             with self._shared.locked():
                 self._env.sync(True)
+                self._index.sync()
                 (self._folder / "unsynced").unlink(missing_ok=True)
         except (OSError, lmdb.Error) as error:
             self._failed("cannot be synced", error)
@@ -273,32 +283,46 @@ class LmdbStore:
             for key, generation, stored, value in records:
                 if generation != current or state.is_dead(stored):
                     continue  # purged while it waited
-                created = stored.created
-                if not txn.put(key, value, overwrite=False, db=self._answers):
-                    old = txn.get(key, db=self._answers)
-                    if is_sound(key, old):
-                        old_generation, old_created, old_expires, old_written, _ = HEADER.unpack_from(old)
-                        if old_generation == current and old_expires > now:
-                            if created < old_written:
-                                continue  # two of one kind were in flight (the later could not see the former)
-                            replaced = True
-                        txn.delete(age_key(old_created, key), db=self._ages)
-                    txn.put(key, value, db=self._answers)
-                txn.put(age_key(created, key), b"", db=self._ages)
+                was_live = self._remove_former(txn, key, stored.created, now)
+                if was_live is None:
+                    continue
+                replaced = replaced or was_live
+                age = age_of(stored.created)
+                place = place_of(age, key)
+                if not txn.put(place, value, append=True, db=self._answers):  # older than another process's last
+                    txn.put(place, value, db=self._answers)
+                self._index.set(key, age)
             self._remove_oldest(txn, _SWEEP_ENTRIES, dead_at=now)
         if replaced:
             self._shared.replaced()
+
+    def _remove_former(self, txn: Any, key: bytes, created: float, now: float) -> bool | None:
+        """Make way for a new answer to the key's question. Whether a live one went; None if that stays.
+
+        It stays if it was written after the new one was asked for: of two in flight the later could not see the former.
+        """
+        was_live, current = False, self._shared.read()[0]
+        for age in self._index.find(key):
+            value = txn.get(place_of(age, key), db=self._answers)
+            if value is None:
+                continue
+            if is_sound(key, value):
+                generation, _, expires, written, _ = HEADER.unpack_from(value)
+                if generation == current and expires > now:
+                    if created < written:
+                        return None
+                    was_live = True
+            txn.delete(place_of(age, key), db=self._answers)
+            self._index.forget(key, age)
+        return was_live
 
     def _on_disk_bytes(self, value_bytes: int) -> int:
         """An upper estimate: values over half a page get whole pages of their own."""
         return value_bytes + (self._page_bytes if value_bytes > self._page_bytes // 3 else 128)
 
     def _used_bytes(self, txn: Any) -> int:
-        pages = 0
-        for db in (self._answers, self._ages):
-            stat = txn.stat(db)
-            pages += stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]
-        return int(pages) * self._page_bytes
+        stat = txn.stat(self._answers)
+        return int(stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]) * self._page_bytes
 
     def _make_room(self, need_bytes: int) -> None:
         """Remove the oldest entries until `need_bytes` fit into four fifths of the map, and a little more."""
@@ -338,18 +362,16 @@ class LmdbStore:
         """
         removed = freed_bytes = 0
         generation = self._shared.read()[0]
-        with txn.cursor(db=self._ages) as cursor:
+        with txn.cursor(db=self._answers) as cursor:
             found = cursor.first()
             while found and removed < count and (enough_bytes is None or freed_bytes < enough_bytes):
-                key = bytes(cursor.key())[AGE.size :]
-                value = txn.get(key, db=self._answers, default=b"")
+                value = cursor.value()
                 freed_bytes += len(value)
                 if dead_at is not None and len(value) >= HEADER.size:
                     of, _, expires, _, _ = HEADER.unpack_from(value)
                     if of == generation and expires > dead_at:
                         break
-                txn.delete(key, db=self._answers)
-                cursor.delete()
+                remove(cursor, self._index)
                 removed += 1
                 found = bool(cursor.key())
         return removed
@@ -357,7 +379,7 @@ class LmdbStore:
     def _drop_all(self, txn: Any) -> int:
         count = int(txn.stat(self._answers)["entries"])
         txn.drop(self._answers, delete=False)
-        txn.drop(self._ages, delete=False)
+        self._index.clear()
         return count
 
     # The rest of the contract
@@ -379,7 +401,7 @@ class LmdbStore:
                     count = 0 if self._front is None else self._front.purge(what)
                     searched = not (self._folder / "answers").exists()
                 else:
-                    count = remove_meant(self._env, self._answers, self._ages, what)
+                    count = remove_meant(self._env, self._answers, self._index, what)
                     searched = True
                 self._purges.again()
                 if searched:
@@ -442,6 +464,7 @@ class LmdbStore:
                 if self._unsynced_since is not None:
                     self._sync()
                 self._env.close()
+                self._index.close()
                 self._env = None
         self._purges.close()
 
@@ -469,7 +492,7 @@ class LmdbStore:
         env = lmdb.open(
             str(path),
             map_size=-(-map_bytes // mmap.PAGESIZE) * mmap.PAGESIZE,
-            max_dbs=4,
+            max_dbs=8,
             max_readers=512,
             sync=False,
             readahead=False,
@@ -481,22 +504,24 @@ class LmdbStore:
             self._page_bytes = int(env.stat()["psize"])
             _extend(data, (int(env.info()["last_pgno"]) + 1) * self._page_bytes)
             self._drop_former(env, path)
-            self._answers = env.open_db(b"answers2")
-            self._ages = env.open_db(b"ages2")
-            with env.begin() as txn:
-                for db in (self._answers, self._ages):
-                    with txn.cursor(db=db) as cursor:
-                        cursor.first()
-                        cursor.last()
+            self._answers = env.open_db(b"answers3")
+            self._index = Index(path / "index", map_bytes)
+            with env.begin() as txn, txn.cursor(db=self._answers) as cursor:
+                cursor.last()
+                cursor.first()
+                if self._index.fresh:
+                    for place in cursor.iternext(values=False):
+                        age, key = age_and_key(place)
+                        self._index.set(key, age)
         except BaseException:
             env.close()
             raise
         self._env = env
 
     def _drop_former(self, env: Any, path: Path) -> None:
-        """Records of a version before this one say too little of themselves to be purged."""
+        """Records of a version before this one lie in another order."""
         with env.begin(write=True) as txn:
-            former = [name for name in (b"answers1", b"ages1") if txn.get(name) is not None]
+            former = [name for name in (b"answers1", b"ages1", b"answers2", b"ages2") if txn.get(name) is not None]
             for name in former:
                 txn.drop(env.open_db(name, txn=txn, create=False))
         if former:

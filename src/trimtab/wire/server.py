@@ -19,6 +19,7 @@ from urllib.parse import unquote
 import httptools
 
 from trimtab.errors import TooLarge
+from trimtab.outbox import outbox
 from trimtab.protocols import CODECS
 from trimtab.types import Dialect
 
@@ -87,9 +88,13 @@ class Exchange:
             if self.closed:
                 raise ClientGone
             if not self._size and (b"expect", b"100-continue") in self.headers:
-                self._connection.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-            self._waiter = self._connection.server.loop.create_future()
-            await self._waiter
+                self._connection.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self._waiter = waiter = self._connection.server.loop.create_future()
+            try:
+                await waiter
+            finally:
+                if waiter.done() and not waiter.cancelled():
+                    self._connection.server.outbox.began()
         if max(self._size, declared_bytes) > limit_bytes:
             raise TooLarge(f"the request is larger than {limit_bytes} bytes; the limit is server.max_request_bytes")
         pieces, self._pieces = self._pieces, []
@@ -111,6 +116,7 @@ class Exchange:
         """Something changed: let `body` look."""
         waiter, self._waiter = self._waiter, None
         if waiter is not None and not waiter.done():
+            self._connection.server.outbox.expect()
             waiter.set_result(None)
 
     def lost(self) -> None:
@@ -134,10 +140,12 @@ class Exchange:
         """No longer."""
         self._watching = False
 
-    def release(self, gone: Callable[[], None]) -> None:
-        """The task goes on for others: writes no longer wait for this client, and if it leaves `gone` is called."""
+    def release(self, gone: Callable[[], None]) -> asyncio.Task[None]:
+        """The task, returned, goes on for others: writes do not wait for this client; if it leaves `gone` is called."""
+        assert self.task is not None
         self._gone = gone
         self._connection.stop_waiting()
+        return self.task
 
     def _leave(self) -> None:
         if self._gone is not None:
@@ -279,8 +287,7 @@ class _Connection(asyncio.Protocol):
 
     def write(self, data: bytes) -> None:
         """Write unless the client left."""
-        if not self.transport.is_closing():
-            self.transport.write(data)
+        self.server.outbox.write(self.transport, data)
 
     async def drained(self) -> None:
         """Wait until the client has read some."""
@@ -291,17 +298,22 @@ class _Connection(asyncio.Protocol):
         """The current exchange's reply is complete, or broken off."""
         self.current = None
         if not keep_alive or self.retiring:
-            self.transport.close()
+            self.close()
         else:
             self.idle_since = self.server.loop.time()
             if self._next:
                 self._go_on()
 
+    def close(self) -> None:
+        """Close once all is sent."""
+        self.server.outbox.flush()
+        self.transport.close()
+
     def retire(self) -> None:
         """Close now if idle, or after the reply that is under way."""
         self.retiring = True
         if self.current is None:
-            self.transport.close()
+            self.close()
 
     def _go_on(self) -> None:
         if self.current is None and not self.paused:
@@ -313,6 +325,7 @@ class _Connection(asyncio.Protocol):
         self.current = exchange
         server = self.server
         server.exchanges.add(exchange)
+        server.outbox.expect()
         exchange.task = server.loop.create_task(server.answer(exchange))
 
     def _stay(self, rest: bytes) -> None:
@@ -339,7 +352,7 @@ class _Connection(asyncio.Protocol):
             body = CODECS[Dialect.OPENAI].error(status, code, message, "", "")
             head = b"connection: close\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body)
             self.write(_STATUS_LINE[status] + head + body)
-            self.transport.close()
+            self.close()
         elif self._reading is self.current and self.current is not None and not self.current.replied:
             self.transport.abort()  # it broke in the middle of a request's body
         else:
@@ -386,6 +399,7 @@ class Server:
         self.loop = asyncio.get_running_loop()
         self.connections: set[_Connection] = set()
         self.exchanges: set[Exchange] = set()
+        self.outbox = outbox()
         self._application = application
 
     async def serve(self, sock: socket.socket, stop: asyncio.Event, grace_s: float, ready: Callable[[], None]) -> None:
@@ -402,6 +416,7 @@ class Server:
 
     async def answer(self, exchange: Exchange) -> None:
         """One exchange, from its head to the end of its task."""
+        self.outbox.began()
         try:
             await self._application(exchange)
         except asyncio.CancelledError:
@@ -424,7 +439,7 @@ class Server:
         if tasks := self._tasks():
             await asyncio.wait(tasks, timeout=_CANCEL_S)
         for connection in list(self.connections):
-            connection.transport.close()
+            connection.close()
 
     def _tasks(self) -> list[asyncio.Task[None]]:
         return [exchange.task for exchange in self.exchanges if exchange.task is not None]
