@@ -18,11 +18,13 @@ from trimtab import config as configuration
 from trimtab.config import Config, registry
 from trimtab.dispatch import Dispatcher
 from trimtab.errors import ConfigError
-from trimtab.levers import exact_cache
+from trimtab.levers import exact_cache, semantic_cache
 from trimtab.pipeline import Pipeline
 from trimtab.ports import AnswerStore, Clock, Engine, Lever
 from trimtab.prices import Prices
 from trimtab.protocols import CODECS
+from trimtab.similar.client import Client
+from trimtab.similar.messages import socket_path
 from trimtab.stores.captures import FILE_NAME as CAPTURE_FILE
 from trimtab.stores.captures import Captures, Policies, Policy
 from trimtab.stores.journal import FileJournal
@@ -64,6 +66,23 @@ def build_gateway(config: Config, shared: Shared, ports: Ports, env: Mapping[str
             lambda name: _identity(config, name),
         )
     ]
+    pipeline: Pipeline
+    if shared.similar is not None:
+        from trimtab.redact import identity_in
+
+        levers.append(
+            semantic_cache.build(
+                lambda route: config.lever_settings("semantic_cache", route),
+                shared.similar,
+                shared.clock,
+                semantic_cache.Facts(
+                    lambda dialect, finish, fields: CODECS[dialect].finish_is_whole(finish, fields),
+                    lambda name: _identity(config, name),
+                    identity_in,
+                ),
+                lambda request, plan, purpose: pipeline.ask_aside(request, plan, purpose),  # noqa: PLW0108 (made below)
+            )
+        )
     prices = Prices.of_tables(config.prices, config.models)
     dispatcher = Dispatcher(engines, shared.journal, shared.clock, max_response_bytes=config.server.max_response_bytes)
     policies = _capture_policies(config, env)
@@ -190,6 +209,7 @@ class Worker:
             answer_store(config.levers["exact_cache"], data_dir, clock, os.environ),
             Captures(data_dir / CAPTURE_FILE, _capture_count(metrics)),
             data_dir,
+            Client(socket_path(data_dir)) if configuration.keeps_similar(config) else None,
         )
         self._config = config
 
@@ -202,6 +222,8 @@ class Worker:
         loop.add_signal_handler(signal.SIGHUP, lambda: self._spawn(self._reload(app)))
         self._spawn(self._housekeeping(app))
         await self._shared.store.start()
+        if self._shared.similar is not None:
+            await self._shared.similar.start()
         # What is loaded stays: without it the collector walks it again and again (6% of a request's CPU, measured).
         gc.freeze()
         gc.set_threshold(10_000, 50, 100)
@@ -210,6 +232,8 @@ class Worker:
         finally:
             self._shared.captures.close()
             self._shared.metrics.save()
+            if self._shared.similar is not None:
+                await self._shared.similar.stop()
             await self._shared.store.stop()
             self._shared.journal.close()
 
@@ -348,6 +372,24 @@ def _outlets(config: Config, env: Mapping[str, str], dropped: Dropped) -> list[O
         except OSError as exc:
             _log.error("telemetry.request_log: %s cannot be written (%s)", telemetry.request_log, exc.strerror)
     return outlets
+
+
+def run_similar(config: Config, ready: Callable[[], None]) -> None:
+    """Keep the answers to similar questions until told to stop. Raises ConfigError if its models cannot be had."""
+    from trimtab.semantic.embed import load_accurate, load_fast
+    from trimtab.similar import server
+    from trimtab.similar.service import Service
+    from trimtab.wheels import cache_dir, shown_on_stderr
+
+    folder, data_dir = cache_dir(os.environ), Path(config.server.data_dir)
+    (data_dir / "run").mkdir(parents=True, exist_ok=True)
+    service = Service(
+        data_dir / "cache",
+        load_accurate(folder, shown_on_stderr("the accurate embedder")),
+        load_fast(folder, shown_on_stderr("the fast embedder")),
+        SystemClock(),
+    )
+    asyncio.run(server.serve(socket_path(data_dir), service, ready))
 
 
 def run_engine(config: Config, name: str, port: int, ready: Callable[[], None]) -> None:

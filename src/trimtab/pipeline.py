@@ -11,6 +11,7 @@ A request's life after the wire has parsed it:
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 
@@ -33,9 +34,12 @@ from trimtab.types import (
     Join,
     Outcome,
     Plan,
+    Purpose,
     Record,
     Refuse,
+    Reply,
     Request,
+    Slot,
     Usage,
 )
 
@@ -80,6 +84,31 @@ class Pipeline:
     async def relay(self, flight: Flight, attempt: Attempt, message: Message, sink: Sink) -> None:
         """Pass a call through untouched: one attempt, one row, no levers."""
         await self._conclude(flight, sink, self._dispatcher.relay(flight, attempt, message, sink, self.headers))
+
+    async def ask_aside(self, request: Request, plan: Plan, purpose: Purpose) -> Reply | None:
+        """Ask the model what no client waits for: one attempt at the plan's first target, never streamed.
+
+        It has a row of its own, whose id is the request's with the purpose behind it and whose cache word is "audit".
+        None if it was not answered.
+        """
+        fields = {name: value for name, value in request.fields.items() if name not in ("stream", "stream_options")}
+        aside = Flight(
+            structs.replace(
+                request,
+                id=f"{request.id}-{purpose}",
+                fields=fields,
+                stream=False,
+                wants_usage=False,
+                at=self._clock.wall(),
+                start=self._clock.mono(),
+            )
+        )
+        aside.cache, aside.wants_reply, sink = "audit", True, _Nobody()
+        attempt = structs.replace(plan.attempts[0], purpose=purpose)
+        record = await self._conclude(
+            aside, sink, self._dispatcher.execute(aside, Plan((attempt,)), sink, self.headers)
+        )
+        return aside.make_reply() if record.end == End.OK and aside.make_reply is not None else None
 
     def refuse(self, flight: Flight, error: TrimtabError, sink: Sink) -> None:
         """Answer with an error that was found before the line began."""
@@ -143,7 +172,7 @@ class Pipeline:
                 if type(step) is Continue:
                     flight.request, plan = step.request, step.plan
                 elif type(step) is Answer:
-                    return self._replay(flight, step)
+                    return self._replay(flight, step, decision.slot)
                 elif type(step) is Refuse:
                     raise step.error
             try:
@@ -210,10 +239,10 @@ class Pipeline:
         flight.response_bytes += len(outcome.body)
         return self._dressed(flight, outcome)
 
-    def _replay(self, flight: Flight, step: Answer) -> Finish:
+    def _replay(self, flight: Flight, step: Answer, slot: Slot) -> Finish:
         request, stored = flight.request, step.stored
         flight.stored = stored
-        flight.cache = "hit"
+        flight.cache = "semantic" if slot is Slot.REUSE_SIMILAR else "hit"
         flight.status = 200
         body, kind = stored.body, b"application/json"
         if request.stream:
@@ -341,6 +370,30 @@ class Pipeline:
                 await lever.learn(outcome, decision)
         except Exception:
             _log.exception("the levers could not learn from request %s", record.id)
+
+
+class _Nobody:
+    """The client of a call that none waits for."""
+
+    def watch(self) -> asyncio.Task[None]:
+        task = asyncio.current_task()
+        assert task is not None
+        return task
+
+    def unwatch(self) -> None: ...
+
+    def release(self, gone: Callable[[], None]) -> asyncio.Task[None]:
+        return self.watch()
+
+    def reply(self, status: int, headers: list[Header], body: bytes) -> None: ...
+
+    def start(self, status: int, headers: list[Header]) -> None: ...
+
+    async def write(self, piece: bytes) -> None: ...
+
+    def finish(self, piece: bytes) -> None: ...
+
+    def abort(self, piece: bytes) -> None: ...
 
 
 def _send(finish: Finish, sink: Sink) -> None:

@@ -9,6 +9,7 @@ from typing import Protocol
 from trimtab.errors import TrimtabError
 from trimtab.types import (
     EVERYTHING,
+    Asked,
     Decision,
     Dialect,
     Intent,
@@ -16,7 +17,9 @@ from trimtab.types import (
     Plan,
     Record,
     Request,
+    ReuseTerms,
     Selector,
+    Similar,
     Slot,
     Stages,
     Stored,
@@ -172,6 +175,18 @@ class Journal(Protocol):
 
     def close(self) -> None:
         """Flush and release; the ingester may then take the file."""
+        ...
+
+
+class SimilarAnswers(Protocol):
+    """Where questions are compared, and the answers kept."""
+
+    async def look(self, asked: Asked, terms: ReuseTerms, timeout_s: float) -> Similar | None:
+        """What is known of a question; None when there is no answer in time."""
+        ...
+
+    def learn(self, token: int, stored: Stored) -> None:
+        """Say what the model's own answer was. Never waits; may be lost."""
         ...
 
 

@@ -195,6 +195,42 @@ class Stored(msgspec.Struct, frozen=True, gc=False):
     private: str = ""  # what identifies somebody in it, such as "EMAIL"; without a body, it says so of others
 
 
+class Asked(msgspec.Struct, frozen=True, gc=False):
+    """A question that may have been asked before in other words; only those of equal `context` (32 bytes) ever meet."""
+
+    tenant: str
+    route: str
+    context: bytes
+    text: str
+
+
+class ReuseTerms(msgspec.Struct, frozen=True, gc=False):
+    """On which terms answers to similar questions are reused: `levers.semantic_cache.Config` says what each means."""
+
+    mode: str
+    max_wrong: float
+    audit: float
+    strict: bool
+    threshold: float
+    max_entries: int
+
+
+class Similar(msgspec.Struct, frozen=True, gc=False):
+    """What is known of a question: `stored` may answer it.
+
+    `token` names the question when its fresh answer comes; `p_wrong` is the estimated chance that the reuse is wrong
+    (None while nothing is known), `limit` what it may be (-1: closed), `why` both in words; with `audit` the model is
+    asked all the same.
+    """
+
+    token: int
+    audit: bool
+    p_wrong: float | None
+    limit: float
+    why: str
+    stored: Stored | None = None
+
+
 class Selector(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """Which stored answers a purge means: those for which everything holds that is not None; none given means all."""
 
@@ -346,7 +382,8 @@ class Record(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, tag="row
     ttft_s: float | None = None  # arrival to first non-empty token, as the client saw it
     chunks: int = 0
     error: str = ""
-    cache: str = ""  # "", "hit", "miss", "coalesced", "off", "refresh", "bypass": what the response header said
+    # What the response header said: "", "hit", "semantic", "miss", "coalesced", "off", "refresh", "bypass"; or "audit".
+    cache: str = ""
     stages: dict[str, float] = {}
     app_stages: dict[str, float] = {}  # the application's own, before the request came
     decisions: tuple[DecisionRecord, ...] = ()

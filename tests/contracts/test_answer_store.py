@@ -594,7 +594,7 @@ async def test_answers_are_found_again_without_the_index_or_with_another_size(tm
     fill(folder, clock, 20)
     (folder / "answers" / "index").unlink()
     for megabytes in (16, 64):
-        store = LmdbStore(folder, megabytes << 20, clock)
+        store = LmdbStore(folder, megabytes << 20, clock, MemoryStore(100, 1 << 20, clock))
         assert all([await store.get(key(n)) for n in range(20)])
         assert await store.get(key(99)) is None
         store.close()

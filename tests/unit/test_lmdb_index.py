@@ -57,6 +57,13 @@ def test_another_size_makes_it_anew_beside_whoever_uses_the_former(tmp_path, ind
     larger.close()
 
 
+def test_whoever_looks_in_takes_the_table_as_it_is(tmp_path, index):
+    index.set(key(3), 7)
+    visitor = Index(tmp_path / "index", 1 << 30, resize=False)
+    assert not visitor.fresh and visitor.find(key(3)) == [7]
+    visitor.close()
+
+
 def test_no_room_is_an_error_and_leaves_nothing_that_looks_whole(tmp_path, monkeypatch):
     def full(fd, offset, length):
         raise OSError(28, "No space left on device")

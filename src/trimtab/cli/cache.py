@@ -18,6 +18,7 @@ from trimtab.types import EVERYTHING, Selector
 if TYPE_CHECKING:
     from trimtab.levers.exact_cache import Config
     from trimtab.ports import AnswerStore
+    from trimtab.similar.messages import Space
 
 
 class _SystemClock:
@@ -30,14 +31,19 @@ class _SystemClock:
 
 @click.group()
 def cache() -> None:
-    """The answers that the exact cache keeps."""
+    """The answers that the caches keep."""
 
 
 @cache.command()
 @gateway_options
 def stats(data_dir: Path | None, config_path: Path | None, as_json: bool) -> None:
-    """Say how many answers are kept, and how much room they take."""
+    """Say how many answers are kept, and how much room they take.
+
+    Of the semantic cache, while a gateway runs: how each tenant's route is doing since it began.
+    """
     settings = _settings(data_dir, config_path)
+    if spaces := _similar(data_folder(data_dir, config_path)):
+        _say_similar(spaces, as_json)
     if settings.store == "memory":
         raise click.ClickException("answers are in the memory of each worker: see trimtab_cache_entries in /metrics")
     if settings.store == "valkey":
@@ -81,14 +87,16 @@ def purge(data_dir: Path | None, config_path: Path | None, as_json: bool, **what
     """
     settings = _settings(data_dir, config_path)
     selector = Selector(**what)
+    folder = data_folder(data_dir, config_path) / "cache"
     if settings.store == "valkey":
+        if (folder / "generation").exists():  # the semantic cache's answers are here all the same
+            _tell(folder, selector)
         store = _server(settings)
         try:
             _say_purged(store.purge(selector), store.where, selector, as_json)
         except StoreError as error:
             raise click.ClickException(error.message) from error
         return
-    folder = data_folder(data_dir, config_path) / "cache"
     if not (folder / "generation").exists():
         if as_json:
             _say_purged(0, str(folder), selector, as_json)
@@ -113,7 +121,8 @@ def _purge_file(folder: Path, what: Selector, as_json: bool) -> None:
     _say_purged(count, str(folder), what, as_json)
 
 
-def _purge_memory(folder: Path, what: Selector, as_json: bool) -> None:
+def _tell(folder: Path, what: Selector) -> None:
+    """Tell the processes that run on a folder what is purged. Raises ClickException."""
     from trimtab.stores._purges import Purges
 
     try:
@@ -124,6 +133,10 @@ def _purge_memory(folder: Path, what: Selector, as_json: bool) -> None:
             purges.select(what, time.time())
     except OSError as error:
         raise click.ClickException(f"cannot write to {folder} ({error.strerror}); nothing was purged") from error
+
+
+def _purge_memory(folder: Path, what: Selector, as_json: bool) -> None:
+    _tell(folder, what)
     if as_json:
         click.echo(json.dumps({"folder": str(folder), "purged": None, **_named(what)}))
     else:
@@ -194,6 +207,50 @@ def _say_server(settings: Config, as_json: bool) -> None:
         click.echo(
             f"{_answers(figures['entries'])} in {store.where}; the server uses {_size(figures['bytes'])} in all."
         )
+
+
+def _similar(data_dir: Path) -> list[Space]:
+    """How the semantic cache is doing, if its process runs."""
+    import asyncio
+
+    from trimtab.similar.client import Client
+    from trimtab.similar.messages import socket_path
+
+    async def ask() -> list[Space]:
+        client = Client(socket_path(data_dir))
+        try:
+            return await client.census() if await client.connected() else []
+        finally:
+            await client.stop()
+
+    return asyncio.run(ask()) if socket_path(data_dir).exists() else []
+
+
+def _say_similar(spaces: list[Space], as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps({"semantic": msgspec.to_builtins(spaces)}))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="Semantic cache, since its process began to learn")
+    for name in ("tenant", "route", "answers", "questions", "reused", "audited", "of them wrong", "wrong, estimated"):
+        table.add_column(name, justify="left" if name in ("tenant", "route") else "right")
+    table.add_column("now")
+    for space in spaces:
+        state = "closed" if space.limit < 0 else "open"
+        table.add_row(
+            space.tenant,
+            space.route,
+            f"{space.entries:,}",
+            f"{space.requests:,}",
+            f"{space.hits:,}",
+            f"{space.audits:,}",
+            f"{space.audited_wrong:,}",
+            f"{space.wrong_estimate:.1f}",
+            state + (f", {space.alarms} drifts" if space.alarms else ""),
+        )
+    Console().print(table)
 
 
 def _answers(count: int) -> str:

@@ -81,6 +81,8 @@ class _Serve:
             for n in range(server.workers)
         ]
         children.append(Child("ingester", self._ingester, _INGESTER, reload=True))
+        if configuration.keeps_similar(self._config):
+            children.append(Child("semantic cache", self._similar, _INGESTER))
         children += [
             Child(f"engine {name}", self._engine(name), _ENGINES) for name in configuration.own_processes(self._config)
         ]
@@ -140,6 +142,18 @@ class _Serve:
             signal.signal(number, turn.stop)
         signal.signal(signal.SIGHUP, turn.reload)
         run_ingester(self._config, self._load, turn, context.ready)
+
+    def _similar(self, context: Context) -> int:
+        from trimtab.app import run_similar
+
+        _name_process("trimtab-similar")
+        self._sock.close()
+        try:
+            run_similar(self._config, context.ready)
+        except ConfigError as exc:
+            _log.error("%s", exc)
+            return GIVE_UP
+        return 0
 
     def _engine(self, name: str) -> Callable[[Context], int | None]:
         def run(context: Context) -> int:

@@ -22,6 +22,7 @@ from trimtab.config.schema import (
     Server,
     SloConfig,
     TelemetryConfig,
+    keeps_similar,
     own_processes,
     restart_needed,
 )
@@ -48,6 +49,7 @@ __all__ = [
     "hash_key",
     "is_loopback",
     "is_name",
+    "keeps_similar",
     "known",
     "load",
     "locate",

@@ -11,9 +11,9 @@ import msgspec
 
 from trimtab.config.problems import Path, Problems, choices, shown
 from trimtab.config.registry import find
-from trimtab.config.schema import CaptureConfig, Config, EngineConfig, KeyConfig, TelemetryConfig
+from trimtab.config.schema import CaptureConfig, Config, EngineConfig, KeyConfig, TelemetryConfig, keeps_similar
 from trimtab.config.stores import check_store
-from trimtab.errors import BadRequest
+from trimtab.errors import BadRequest, ConfigError
 from trimtab.slo import parse_slo
 
 _BASE_URL = re.compile(r"https?://(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::(?P<port>\d{1,5}))?(?P<path>/\S*)?")
@@ -55,6 +55,8 @@ def check_whole(config: Config, document: dict[str, Any], env: Mapping[str, str]
         _check_engine(name, engine, env, problems)
     for name, settings in config.levers.items():
         check_store(("levers", name), settings, env, problems, _secret_problem)
+    if keeps_similar(config):
+        _check_similar(config, problems)
     _check_telemetry(config.telemetry, env, problems)
     all_read = bool(engines) and config.engines.keys() == engines
     if all_read and not models and not config.open_engines():
@@ -205,6 +207,20 @@ def otlp_missing() -> str:
     if find_spec("opentelemetry") and find_spec("opentelemetry.exporter.otlp.proto.http"):
         return ""
     return "needs the OpenTelemetry SDK; pip install 'trimtab[otlp]'"
+
+
+def _check_similar(config: Config, problems: Problems) -> None:
+    from trimtab.semantic.embed import require_packages
+
+    try:
+        require_packages()
+    except ConfigError as error:
+        tables: list[tuple[Path, Any]] = [(("levers",), config.levers)]
+        tables += [(("routes", name, "levers"), route.levers) for name, route in config.routes.items()]
+        for path, levers in tables:
+            settings = levers.get("semantic_cache")
+            if settings is not None and settings.mode != "off":
+                problems.add((*path, "semantic_cache", "mode"), error.problems[0])
 
 
 def _check_capture(path: Path, capture: CaptureConfig, env: Mapping[str, str], problems: Problems) -> None:

@@ -209,6 +209,12 @@ def own_processes(config: Config) -> list[str]:
     return [name for name, engine in config.engines.items() if hasattr(find("engines", engine.kind), "run")]
 
 
+def keeps_similar(config: Config) -> bool:
+    """Whether any route or tenant uses the semantic cache, whose process then runs beside the workers."""
+    settings = [config.levers.get("semantic_cache"), *(r.levers.get("semantic_cache") for r in config.routes.values())]
+    return any({s.mode, *s.tenant_modes.values()} != {"off"} for s in settings if s is not None)
+
+
 # Fixed when the gateway starts: its socket, its processes, its folder, the form of its log.
 _FIXED_SERVER_FIELDS = ("host", "port", "workers", "data_dir", "shutdown_grace_s", "log")
 
@@ -219,6 +225,8 @@ def restart_needed(old: Config, new: Config) -> list[str]:
     Engines that run as a process of ours are started once, stores are opened once, with the size that they have then.
     """
     keys = [f"server.{name}" for name in _FIXED_SERVER_FIELDS if getattr(old.server, name) != getattr(new.server, name)]
+    if keeps_similar(old) != keeps_similar(new):
+        keys.append("levers.semantic_cache.mode")
     own = sorted({*own_processes(old), *own_processes(new)})
     keys += [f"engines.{name}" for name in own if old.engines.get(name) != new.engines.get(name)]
     for lever in sorted(old.levers.keys() & new.levers.keys()):

@@ -30,10 +30,11 @@ def add(connection: sqlite3.Connection, records: Iterable[Record]) -> None:
     """Merge the records' latencies into their hours' sketches."""
     fresh: dict[tuple[object, ...], Sketch] = {}
     for r in records:
-        if r.end != End.OK:
+        if r.end != End.OK or r.cache == "audit":
             continue
         s = r.scope
-        group = (int(r.at // _HOUR_S), s.tenant, s.route, r.model, s.prompt_version, int(r.cache == "hit"))
+        cached = int(r.cache in ("hit", "semantic"))
+        group = (int(r.at // _HOUR_S), s.tenant, s.route, r.model, s.prompt_version, cached)
         for metric, value in zip(METRICS, (r.ttft_s, per_token_s(r), r.total_s), strict=True):
             if value is not None:
                 fresh.setdefault((*group, metric), Sketch()).add(value)

@@ -27,11 +27,17 @@ _BYTES_AN_ENTRY: Final = 512  # of the store: smaller answers are rare, and a ta
 class Index:
     """Maps keys to the ages of answers (microseconds since 1970). Writers must be kept apart by the caller."""
 
-    def __init__(self, path: Path, store_bytes: int) -> None:
-        """Map `path`; `fresh` says that it was made, or made anew for another size. Raises OSError."""
+    def __init__(self, path: Path, store_bytes: int, *, resize: bool = True) -> None:
+        """Map `path`; `fresh` says that it was made, or made anew for another size. Raises OSError.
+
+        Without `resize` a table of any size will do: whoever only looks in must not take it from those who work.
+        """
         self._sets = 1 << max(6, (store_bytes // _BYTES_AN_ENTRY // _WAYS).bit_length() - 1)
+        there = path.stat().st_size if path.exists() else 0
+        if there and not resize and there % _SET.size == 0 and (there // _SET.size).bit_count() == 1:
+            self._sets = there // _SET.size
         size = self._sets * _SET.size
-        self.fresh = not path.exists() or path.stat().st_size != size
+        self.fresh = there != size
         if self.fresh:
             # Beside it, then renamed: whoever has the former mapped must not find its end gone.
             made = path.with_suffix(".new")

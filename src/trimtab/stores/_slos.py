@@ -32,6 +32,8 @@ def add(connection: sqlite3.Connection, records: Iterable[Record], objectives: O
     """Count the records, inside the caller's transaction."""
     counts: Counter[tuple[str, int, bool]] = Counter()
     for record in records:
+        if record.cache == "audit":
+            continue
         route = record.scope.route if record.scope.route in objectives else "default"
         objective = objectives.get(route)
         if objective is not None and (good := judge(record, objective.slo)) is not None:

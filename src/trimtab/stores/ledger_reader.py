@@ -31,6 +31,7 @@ ATTEMPT_GROUPS = {
     "upstream_model": "a.model",
     "attempt_end": "a.end",
 }
+AUDIT = "audit"  # the cache word of calls that checked a reused answer: they are on nobody's bill
 _PART_ROWS = 100_000  # below as many a second connection costs more than it brings
 _MOST_PARTS = 8
 FILTERS = ("tenant", "route", "model", "workflow", "session", "user", "prompt_version", "end", "cache")
@@ -134,7 +135,8 @@ class Reader:
     ) -> list[dict[str, Any]]:
         """Totals over [since, until) (unix seconds), grouped, the dearest group first.
 
-        Grouped by a property of attempts (`ATTEMPT_GROUPS`), tokens and cost are theirs and baseline is None.
+        Grouped by a property of attempts (`ATTEMPT_GROUPS`), tokens and cost are theirs and baseline is None. Audits
+        count only where "cache" or "purpose" is grouped or filtered by.
         `cost_nusd` sums what is priced; `unpriced` counts what is not, `estimated` what was estimated.
         """
         for name in by:
@@ -144,6 +146,8 @@ class Reader:
         split = any(name in ATTEMPT_GROUPS for name in by)
         keys = [(ATTEMPT_GROUPS.get(name) or f"r.{name}", name) for name in by]
         condition, values = _condition(since, until, where or {})
+        if not {"cache", "purpose"} & {*by, *(where or ())}:
+            condition += f" AND r.cache <> '{AUDIT}'"
         select = [f"{column} AS {name}" for column, name in keys] + (_ATTEMPT_SUMS if split else _REQUEST_SUMS)
         source = "attempts a JOIN requests r ON r.id = a.request_id" if split else "requests r"
         group = f"GROUP BY {', '.join(column for column, _ in keys)}" if keys else ""
@@ -275,6 +279,7 @@ _REQUEST_SUMS = [
     "SUM(r.attempts) AS attempts",
     "SUM(r.end <> 'ok') AS failed",
     "SUM(r.cache = 'hit') AS cache_hits",
+    "SUM(r.cache = 'semantic') AS semantic_hits",
     "SUM(r.cache = 'coalesced') AS coalesced",
     *_sums("r"),
     "SUM(CASE WHEN r.cost_nusd IS NOT NULL THEN r.baseline_nusd END) AS baseline_nusd",
@@ -287,6 +292,7 @@ _ATTEMPT_SUMS = [
     "COUNT(*) AS attempts",
     "SUM(a.end <> 'ok') AS failed",
     "NULL AS cache_hits",
+    "NULL AS semantic_hits",
     "NULL AS coalesced",
     *_sums("a"),
     "NULL AS baseline_nusd",

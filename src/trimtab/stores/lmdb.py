@@ -505,7 +505,7 @@ class LmdbStore:
             _extend(data, (int(env.info()["last_pgno"]) + 1) * self._page_bytes)
             self._drop_former(env, path)
             self._answers = env.open_db(b"answers3")
-            self._index = Index(path / "index", map_bytes)
+            self._index = Index(path / "index", map_bytes, resize=self._front is not None)
             with env.begin() as txn, txn.cursor(db=self._answers) as cursor:
                 cursor.last()
                 cursor.first()

@@ -38,6 +38,7 @@ class Shared(msgspec.Struct):
     store: AnswerStore
     captures: Any  # Captures: what its thread writes is told by each configuration
     data_dir: Path
+    similar: Any = None  # similar.client.Client: the process beside, if this gateway has one
 
 
 class Gateway:
@@ -82,6 +83,8 @@ class Gateway:
         if "down" in stats:
             self.metrics.set("trimtab_cache_skipped_total", stats["skipped"])
             self.metrics.set("trimtab_cache_down", stats["down"])
+        if self.shared.similar is not None:
+            self.metrics.set("trimtab_semantic_skipped_total", self.shared.similar.skipped)
         self.metrics.set("trimtab_journal_waiting_rows", self.shared.journal.waiting)
         self.metrics.set("trimtab_in_flight_requests", self.in_flight - besides)
 

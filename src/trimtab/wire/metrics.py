@@ -53,6 +53,9 @@ _METRICS = {
         "counter", (), "Look-ups and answers that went without the exact cache's server while it was down or full."
     ),
     "trimtab_cache_down": _Metric("gauge", (), "Workers that go without the exact cache's server now."),
+    "trimtab_semantic_skipped_total": _Metric(
+        "counter", (), "Questions that went without the semantic cache: its process gave no answer in time."
+    ),
     "trimtab_telemetry_dropped_total": _Metric(
         "counter",
         ("outlet",),
@@ -94,8 +97,9 @@ class Metrics:
         add, route, attempts = self.add, record.scope.route, record.attempts
         served = attempts[-1].model if attempts else record.baseline_model
         add(("trimtab_requests_total", route, served, record.end, record.cache))
-        add(("trimtab_request_seconds_bucket", route, _bucket(record.total_s)))
-        add(("trimtab_request_seconds_sum", route), record.total_s)
+        if record.cache != "audit":
+            add(("trimtab_request_seconds_bucket", route, _bucket(record.total_s)))
+            add(("trimtab_request_seconds_sum", route), record.total_s)
         if record.ttft_s is not None:
             add(("trimtab_ttft_seconds_bucket", route, _bucket(record.ttft_s)))
             add(("trimtab_ttft_seconds_sum", route), record.ttft_s)

@@ -1,0 +1,233 @@
+"""Answers a question from an earlier one that means the same, as long as few enough such answers are wrong.
+
+The lever reads the request (`question.py`), asks the process that keeps the answers (`trimtab.similar`), and sends it
+fresh answers to learn from: those of misses, and those of audits, which the model gives to a share of the hits after
+the client has its answer. `docs/levers/semantic-cache.md` says what is promised and what it costs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Final, Literal, NamedTuple
+
+import msgspec
+
+from trimtab.levers.semantic_cache.question import Question, Rules, question_of
+from trimtab.ports import Clock, SimilarAnswers
+from trimtab.types import (
+    Answer,
+    Asked,
+    Decision,
+    Dialect,
+    End,
+    Outcome,
+    Plan,
+    Purpose,
+    Reply,
+    Request,
+    ReuseTerms,
+    Slot,
+    Stored,
+    Target,
+)  # fmt: skip
+
+_NAME: Final = "semantic_cache"
+_VERSION: Final = "1"
+
+Share = Annotated[float, msgspec.Meta(gt=0, lt=1, description="a share above 0 and below 1")]
+AuditShare = Annotated[float, msgspec.Meta(ge=0, le=1, description="a share from 0 to 1")]
+Cosine = Annotated[float, msgspec.Meta(ge=-1, le=1, description="a cosine from -1 to 1")]
+Ttl = Annotated[
+    float, msgspec.Meta(gt=0, le=31_536_000, description="a number of seconds above 0, up to 31536000 (a year)")
+]
+Entries = Annotated[int, msgspec.Meta(ge=16, le=1_000_000, description="a whole number from 16 to 1000000")]
+Milliseconds = Annotated[
+    float, msgspec.Meta(gt=0, le=10_000, description="a number of milliseconds, more than 0 and at most 10000")
+]
+Characters = Annotated[int, msgspec.Meta(ge=1, le=8192, description="a whole number from 1 to 8192")]
+Mode = Literal["off", "shadow", "static", "promise"]
+
+ShadowCall = Callable[[Request, Plan, Purpose], Awaitable[Reply | None]]
+"""Ask the model what a client is not waiting for; a row of its own in the ledger. None if it did not answer."""
+
+Whole = Callable[[Dialect, str, "dict[str, msgspec.Raw]"], bool]
+"""Whether a dialect's stop reason means a whole answer to these fields: not cut by a limit, not filtered."""
+
+
+class Config(msgspec.Struct, frozen=True):
+    """Settings, all of which may differ by route. What a tenant's route has learned is its own."""
+
+    mode: Mode = "off"
+    tenant_modes: dict[str, Mode] = {}  # for tenants that differ
+    max_wrong_share: Share = 0.02  # of reused answers
+    audit_share: AuditShare = 0.05  # of reused answers that the model gives as well, for a verdict
+    strict: bool = False  # open on a proof only
+    threshold: Cosine = 0.85  # mode "static"
+    ttl_s: Ttl = 86_400.0
+    max_entries: Entries = 20_000  # of each context
+    timeout_ms: Milliseconds = 100.0  # how long a request waits for a look-up
+    any_temperature: bool = False
+    share_users: bool = False
+    history: Literal["none", "exact"] = "none"  # "exact": earlier turns may be there, and must be equal
+    tools: bool = False  # requests that offer tools
+    time_sensitive: bool = False  # questions about now
+    personal: bool = False  # questions about the one who asks
+    max_chars: Characters = 2000
+
+
+class Memo(msgspec.Struct, frozen=True):
+    """From `decide` to `learn`."""
+
+    token: int
+    target: Target
+    plan: Plan
+    ttl_s: float
+    private: bool  # an answer that identifies somebody reaches nobody else
+
+
+class Facts(NamedTuple):
+    """What the lever asks about engines and answers; each as the exact cache's `build` takes it."""
+
+    whole: Whole
+    identity: Callable[[str], str]
+    identifies: Callable[[bytes], str]
+
+
+def build(
+    settings: Callable[[str], Config], answers: SimilarAnswers, clock: Clock, facts: Facts, shadow: ShadowCall
+) -> SemanticCache:
+    """The lever. `settings` gives a route's."""
+    return SemanticCache(settings, answers, clock, facts, shadow)
+
+
+class SemanticCache:
+    """The lever in slot REUSE_SIMILAR."""
+
+    name = _NAME
+    version = _VERSION
+    slot = Slot.REUSE_SIMILAR
+    fails_open = True
+
+    def __init__(
+        self,
+        settings: Callable[[str], Config],
+        answers: SimilarAnswers,
+        clock: Clock,
+        facts: Facts,
+        shadow: ShadowCall,
+    ) -> None:
+        self._settings = settings
+        self._answers = answers
+        self._clock = clock
+        self._facts = facts
+        self._shadow = shadow
+
+    async def decide(self, request: Request, plan: Plan) -> Decision:
+        """Answer from an earlier question, or say why not."""
+        scope = request.scope
+        config = self._settings(scope.route)
+        mode = config.tenant_modes.get(scope.tenant, config.mode)
+        if mode == "off":
+            return _go_on("off for this route" if config.mode == "off" else "off for this tenant")
+        if not plan.attempts:
+            return _go_on("no target")
+        target = plan.attempts[0].target
+        rules = _rules(config)
+        question = question_of(request, target, self._facts.identity(target.engine), rules)
+        if not isinstance(question, Question):
+            return _go_on(question)
+        found = await self._answers.look(
+            Asked(scope.tenant, scope.route, question.context, question.text),
+            ReuseTerms(
+                mode,
+                config.max_wrong_share,
+                config.audit_share,
+                config.strict,
+                config.threshold,
+                config.max_entries,
+            ),
+            config.timeout_ms / 1000,
+        )
+        if found is None:
+            return _go_on(f"no answer from the cache within {config.timeout_ms:g} ms")
+        memo = Memo(found.token, target, plan, config.ttl_s, not rules.share_users and bool(scope.user))
+        stored, why = found.stored, found.why
+        if stored is None:
+            return _go_on(why, memo, found.p_wrong, found.limit)
+        age_s = self._clock.wall() - stored.created
+        if mode == "shadow":
+            return _go_on(f"shadow, would answer: {why}", memo, found.p_wrong, found.limit)
+        if scope.cache == "refresh" or age_s >= config.ttl_s:
+            return _go_on("client asked cache refresh" if scope.cache else "older than ttl_s", memo)
+        return Decision(
+            lever=_NAME,
+            version=_VERSION,
+            slot=Slot.REUSE_SIMILAR,
+            step=Answer(stored),
+            reason=f"{why}, age {max(0.0, age_s):.0f} s{', audited' if found.audit else ''}",
+            score=found.p_wrong,
+            threshold=found.limit,
+            saving_basis="stored usage",
+            wants_reply=found.audit,
+            memo=memo,
+        )
+
+    async def learn(self, outcome: Outcome, decision: Decision) -> None:
+        """Tell the process what the model answers: of a miss, or, by a call of our own, of a hit that is audited."""
+        memo, reply, request = decision.memo, outcome.reply, outcome.request
+        if not isinstance(memo, Memo):
+            return
+        if isinstance(decision.step, Answer):
+            reply = await self._shadow(request, memo.plan, Purpose.SHADOW)
+        elif outcome.record.status != 200 or not outcome.record.attempts or outcome.record.attempts[-1].end != End.OK:
+            reply = None
+        if reply is None or reply.target != memo.target:
+            return
+        if not self._facts.whole(request.dialect, reply.finish, request.fields):
+            return
+        if not memo.private and self._facts.identifies(reply.body):
+            return
+        self._answers.learn(
+            memo.token,
+            Stored(
+                dialect=request.dialect,
+                body=reply.body,
+                model=reply.model,
+                target=reply.target,
+                usage=reply.usage,
+                request_id=request.id,
+                created=request.at,
+                expires=request.at + memo.ttl_s,
+                machine_s=reply.machine_s,
+                scope=request.scope,
+                asked_model=request.model,
+            ),
+        )
+
+
+def _rules(config: Config) -> Rules:
+    return Rules(
+        history=config.history,
+        tools=config.tools,
+        time_sensitive=config.time_sensitive,
+        personal=config.personal,
+        max_chars=config.max_chars,
+        any_temperature=config.any_temperature,
+        share_users=config.share_users,
+    )
+
+
+def _go_on(
+    reason: str, memo: Memo | None = None, score: float | None = None, threshold: float | None = None
+) -> Decision:
+    return Decision(
+        lever=_NAME,
+        version=_VERSION,
+        slot=Slot.REUSE_SIMILAR,
+        step=None,
+        reason=reason,
+        score=score,
+        threshold=threshold,
+        wants_reply=memo is not None,
+        memo=memo,
+    )

@@ -1,0 +1,124 @@
+"""A worker's end: asks, and goes without when there is no answer in time."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from itertools import count
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from trimtab.similar.messages import DECODE_SAID, Census, Counted, Found, Learn, Look, Space, framed, read
+from trimtab.types import Asked, ReuseTerms, Similar, Stored
+
+_log = logging.getLogger("trimtab.similar")
+
+_RETRY_S: Final = 1.0
+_MOST_UNSENT_BYTES: Final = 8 << 20
+_MOST_TOKENS: Final = 20_000  # most of a hit's never come back, and those of requests that failed
+
+
+class Client:
+    """Implements `ports.SimilarAnswers` over the socket at `path`; belongs to one event loop."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._count = count(1)
+        self._waiting: dict[int, asyncio.Future[Found | Counted]] = {}
+        self._writer: asyncio.StreamWriter | None = None
+        self._tokens: set[int] = set()  # of this connection
+        self._task: asyncio.Task[None] | None = None
+        self.skipped = 0  # questions that went without
+
+    async def look(self, asked: Asked, terms: ReuseTerms, timeout_s: float) -> Similar | None:
+        """What is known of a question; None when there is no answer in time."""
+        n = next(self._count)
+        found = await self._ask(n, Look(n, asked, terms), timeout_s)
+        if not isinstance(found, Found):
+            self.skipped += 1
+            return None
+        if len(self._tokens) >= _MOST_TOKENS:
+            self._tokens.clear()
+        self._tokens.add(found.similar.token)
+        return found.similar
+
+    def learn(self, token: int, stored: Stored) -> None:
+        """Say what the fresh answer was. A token of a former connection means nothing any more."""
+        if token in self._tokens and self._writer is not None:
+            self._tokens.discard(token)
+            if self._writer.transport.get_write_buffer_size() < _MOST_UNSENT_BYTES:
+                self._writer.write(framed(Learn(token, stored)))
+
+    async def census(self, timeout_s: float = 1.0) -> list[Space]:
+        """How each tenant's route is doing; empty when there is no answer in time."""
+        n = next(self._count)
+        counted = await self._ask(n, Census(n), timeout_s)
+        return counted.spaces if isinstance(counted, Counted) else []
+
+    async def _ask(self, n: int, message: Look | Census, timeout_s: float) -> Found | Counted | None:
+        if self._writer is None:
+            self._begin()
+            return None
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Found | Counted] = loop.create_future()
+        self._waiting[n] = future
+        self._writer.write(framed(message))
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await future
+        except (TimeoutError, ConnectionError):
+            return None
+        finally:
+            self._waiting.pop(n, None)
+
+    def _begin(self) -> None:
+        if self._task is None or self._task.done():
+            self._task = asyncio.get_running_loop().create_task(self._live())
+
+    async def _live(self) -> None:
+        """One connection, from its beginning to its end, and a pause before the next."""
+        writer: asyncio.StreamWriter | None = None
+        try:
+            reader, writer = await asyncio.open_unix_connection(self._path)
+            self._writer = writer
+            while True:
+                said = DECODE_SAID(await read(reader))
+                future = self._waiting.get(said.n)
+                if future is not None and not future.done():
+                    future.set_result(said)
+        except (OSError, asyncio.IncompleteReadError):
+            pass  # not there yet, or gone: the supervisor starts it again
+        except (ValueError, msgspec.MsgspecError) as error:
+            _log.warning("the semantic cache's process said what cannot be read: %s", error)
+        finally:
+            self._writer = None
+            self._tokens.clear()
+            for future in self._waiting.values():
+                if not future.done():
+                    future.set_exception(ConnectionError("the semantic cache's process is gone"))
+            if writer is not None:
+                writer.close()
+        await asyncio.sleep(_RETRY_S)
+
+    async def start(self) -> None:
+        """Connect, if it is there."""
+        self._begin()
+
+    async def connected(self, timeout_s: float = 1.0) -> bool:
+        """Connect, and say whether it is there."""
+        self._begin()
+        for _ in range(int(timeout_s / 0.01)):
+            if self._writer is not None:
+                return True
+            await asyncio.sleep(0.01)
+        return False
+
+    async def stop(self) -> None:
+        """Hang up."""
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task

@@ -1,0 +1,98 @@
+"""What workers and the process with the answers say to each other: msgpack behind a length, over a Unix socket."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from trimtab.types import Asked, ReuseTerms, Similar, Stored
+
+_LONGEST_BYTES: Final = 64 << 20
+_LONGEST_PATH: Final = 100  # bytes; the kernel takes 107
+
+
+class Look(msgspec.Struct, frozen=True, gc=False, tag="look"):
+    """May this question have an earlier one's answer?"""
+
+    n: int
+    asked: Asked
+    terms: ReuseTerms
+
+
+class Found(msgspec.Struct, frozen=True, gc=False, tag="found"):
+    """The answer to `Look`."""
+
+    n: int
+    similar: Similar
+
+
+class Learn(msgspec.Struct, frozen=True, gc=False, tag="learn"):
+    """The fresh answer to the question of a token: it is compared with the neighbours', and kept."""
+
+    token: int
+    stored: Stored
+
+
+class Census(msgspec.Struct, frozen=True, gc=False, tag="census"):
+    """How are things? For metrics and `trimtab cache stats`."""
+
+    n: int
+
+
+class Space(msgspec.Struct, frozen=True, gc=False):
+    """One tenant's route: its promise, and how it went so far."""
+
+    tenant: str
+    route: str
+    entries: int
+    requests: int
+    hits: int
+    audits: int
+    audited_wrong: int
+    wrong_estimate: float
+    limit: float
+    alarms: int
+
+
+class Counted(msgspec.Struct, frozen=True, gc=False, tag="counted"):
+    """The answer to `Census`."""
+
+    n: int
+    spaces: list[Space]
+
+
+_ENCODE: Final = msgspec.msgpack.Encoder().encode
+DECODE_ASKED: Final = msgspec.msgpack.Decoder(Look | Learn | Census).decode
+DECODE_SAID: Final = msgspec.msgpack.Decoder(Found | Counted).decode
+
+
+def framed(message: Look | Found | Learn | Census | Counted) -> bytes:
+    """A message with its length before it."""
+    body = _ENCODE(message)
+    return len(body).to_bytes(4, "little") + body
+
+
+async def read(reader: asyncio.StreamReader) -> bytes:
+    """The next message's bytes. Raises IncompleteReadError at the end, ValueError for what is no message of ours."""
+    size = int.from_bytes(await reader.readexactly(4), "little")
+    if size > _LONGEST_BYTES:
+        raise ValueError(f"a message of {size} bytes is none of ours")
+    return await reader.readexactly(size)
+
+
+def socket_path(data_dir: Path) -> Path:
+    """Where the process listens: in the data folder or, where that path is too long for a socket, in the temporary one.
+
+    The name there has a hash of the data folder and the user's id, and the socket is for that user only.
+    """
+    path = data_dir / "run" / "similar.sock"
+    if len(os.fsencode(path)) <= _LONGEST_PATH:
+        return path
+    mark = hashlib.sha256(os.fsencode(path)).hexdigest()[:16]
+    return Path(tempfile.gettempdir()) / f"trimtab-{os.getuid()}-{mark}.sock"

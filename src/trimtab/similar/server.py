@@ -1,0 +1,143 @@
+"""The process: a Unix socket for the workers, and one thread that embeds, decides and learns.
+
+Questions come before answers to learn from, and those that wait together are embedded together. Whatever fails is
+logged once a minute and answered by silence: the worker goes without.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sqlite3
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from trimtab.similar.messages import DECODE_ASKED, Census, Counted, Found, Learn, Look, framed, read
+from trimtab.similar.service import Service
+
+_log = logging.getLogger("trimtab.similar")
+
+_BATCH: Final = 16  # questions embedded at once
+_MOST_WAITING: Final = 2000  # of each kind; what is more is dropped
+_SAVE_S: Final = 2.0
+_LOG_EVERY_S: Final = 60.0
+
+Reply = Callable[[Found | Counted], None]
+
+
+class _Hands:
+    """The thread that owns the service."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._asked: deque[tuple[Look | Census, Reply]] = deque()
+        self._said: deque[Learn] = deque()
+        self._wake = threading.Event()
+        self._stop = False
+        self._saved_at = time.monotonic()
+        self._logged_at = -_LOG_EVERY_S
+        self._thread = threading.Thread(target=self._run, name="similar", daemon=True)
+        self._thread.start()
+
+    def ask(self, asked: Look | Census, reply: Reply) -> None:
+        """Answer when it is its turn."""
+        if len(self._asked) < _MOST_WAITING:
+            self._asked.append((asked, reply))
+            self._wake.set()
+
+    def say(self, said: Learn) -> None:
+        """Learn when nobody asks."""
+        if len(self._said) < _MOST_WAITING:
+            self._said.append(said)
+            self._wake.set()
+
+    def close(self) -> None:
+        """Stop after what is under way; save."""
+        self._stop = True
+        self._wake.set()
+        self._thread.join(timeout=10.0)
+
+    def _run(self) -> None:
+        while not self._stop:
+            if not self._asked and not self._said:
+                self._wake.wait(_SAVE_S)
+            self._wake.clear()
+            try:
+                self._turn()
+            except Exception as error:
+                self._failed(error)
+        try:
+            self._service.close()
+        except sqlite3.Error as error:
+            self._failed(error)
+
+    def _turn(self) -> None:
+        if self._asked:
+            batch = [self._asked.popleft() for _ in range(min(_BATCH, len(self._asked)))]
+            looks = [(asked, reply) for asked, reply in batch if isinstance(asked, Look)]
+            if looks:
+                for (_, reply), found in zip(looks, self._service.look([look for look, _ in looks]), strict=True):
+                    reply(found)
+            for asked, reply in batch:
+                if isinstance(asked, Census):
+                    reply(Counted(asked.n, self._service.census()))
+        elif self._said:
+            self._service.learn(self._said.popleft())
+        if time.monotonic() - self._saved_at >= _SAVE_S:
+            self._saved_at = time.monotonic()
+            self._service.save()
+
+    def _failed(self, error: Exception) -> None:
+        now = time.monotonic()
+        if now - self._logged_at >= _LOG_EVERY_S:
+            self._logged_at = now
+            _log.warning("the semantic cache goes without: %s: %s", type(error).__name__, error)
+
+
+async def serve(path: Path, service: Service, ready: Callable[[], None]) -> None:
+    """Serve until SIGTERM or SIGINT. The socket is for this user only."""
+    loop, stop = asyncio.get_running_loop(), asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    hands = _Hands(service)
+
+    async def attend(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        def reply(message: Found | Counted) -> None:
+            data = framed(message)
+            loop.call_soon_threadsafe(lambda: None if writer.is_closing() else writer.write(data))
+
+        try:
+            while True:
+                message = DECODE_ASKED(await read(reader))
+                if isinstance(message, Learn):
+                    hands.say(message)
+                else:
+                    hands.ask(message, reply)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass  # the worker ended
+        except (ValueError, msgspec.MsgspecError) as error:
+            _log.warning("a worker said what is none of ours: %s", error)
+        finally:
+            writer.close()
+
+    path.unlink(missing_ok=True)
+    mask = os.umask(0o177)
+    try:
+        server = await asyncio.start_unix_server(attend, path)
+    finally:
+        os.umask(mask)
+    ready()
+    try:
+        await stop.wait()
+    finally:
+        server.close()
+        await asyncio.to_thread(hands.close)
+        path.unlink(missing_ok=True)

@@ -1,0 +1,349 @@
+"""Which earlier answer may serve: memories by context, a promise by tenant and route, all of it on disk.
+
+A context is everything beside the question that can change the answer (`levers.semantic_cache`), hashed together with
+tenant, versions and permissions: each has a memory of its own, so nothing of one can ever be found in another. What is
+learned about being right is shared by the contexts of one tenant's route.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import OrderedDict, deque
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trimtab.ports import Clock
+from trimtab.protocols import answer_text
+from trimtab.semantic.embed import Embedder
+from trimtab.semantic.evidence import Query
+from trimtab.semantic.fixed import Fixed
+from trimtab.semantic.groups import Row
+from trimtab.semantic.judge import Outcome, cascade
+from trimtab.semantic.learner import Learner
+from trimtab.semantic.learner import Look as Judged
+from trimtab.semantic.lexical import profile
+from trimtab.semantic.promise import CLOSED, Promise
+from trimtab.semantic.promise import Terms as PromiseTerms
+from trimtab.similar.messages import Found, Learn, Look, Space
+from trimtab.similar.rows import Kept, Rows
+from trimtab.stores._purges import Purges
+from trimtab.types import Asked, ReuseTerms, Similar
+
+_log = logging.getLogger("trimtab.similar")
+
+_MOST_PENDING: Final = 10_000  # questions whose answers are awaited
+_MOST_VECTORS: Final = 4096  # of answers, in memory
+_MOST_CONTEXTS: Final = 2000  # in memory
+_MOST_ANSWER_BYTES: Final = 1 << 20
+
+Rule = Promise | Fixed
+Vectors = NDArray[np.float32]
+
+
+class _Side:
+    """One tenant's route."""
+
+    def __init__(self, tenant: str, route: str, terms: ReuseTerms) -> None:
+        self.tenant = tenant
+        self.route = route
+        self.terms = terms
+        self.rule = _rule(terms)
+        self.dirty = False
+        self.entries = 0
+
+    def agree(self, terms: ReuseTerms) -> None:
+        """Go on under these terms; what was learned stays, unless the kind of rule changed."""
+        if terms == self.terms:
+            return
+        kept, former = self.rule.save(), self.terms
+        self.terms, self.rule = terms, _rule(terms)
+        if (terms.mode == "static") == (former.mode == "static"):
+            self.restore(kept)
+
+    def restore(self, state: bytes) -> None:
+        """Go on where a saved rule stood; one that cannot be read begins anew, which is closed."""
+        try:
+            if isinstance(self.rule, Fixed):
+                self.rule.restore(state)
+            else:
+                self.rule = Promise.load(self.rule.terms, state)
+        except ValueError as error:
+            _log.warning("what %s learned on %s cannot be read, it begins anew: %s", self.tenant, self.route, error)
+
+
+class _Context:
+    """Questions that may share answers."""
+
+    def __init__(self, id_: int, side: _Side, learner: Learner) -> None:
+        self.id = id_
+        self.open = True
+        self.side = side
+        self.learner = learner
+        self.expiring: deque[tuple[float, int]] = deque()  # in the order of arrival, which is nearly that of their ends
+        self.written_groups: dict[int, int] = {}
+
+
+class _Pending:
+    __slots__ = ("context", "judged")
+
+    def __init__(self, context: _Context, judged: Judged) -> None:
+        self.context = context
+        self.judged = judged
+
+
+class Service:
+    """All spaces. Not thread-safe: one thread owns it. Raises sqlite3.Error from the disk; then the call had no effect
+    on disk, and the next ones go on."""
+
+    def __init__(self, folder: Path, accurate: Embedder, fast: Embedder, clock: Clock) -> None:
+        self._rows = Rows(folder)
+        self._purges = Purges(folder, clock.wall())
+        self._state = self._purges.load()
+        self._accurate, self._fast = accurate, fast
+        self._clock = clock
+        self._sides: dict[tuple[str, str], _Side] = {}
+        self._contexts: OrderedDict[tuple[str, str, bytes], _Context] = OrderedDict()
+        self._known = {(t, r, c): (id_, next_entry) for id_, t, r, c, next_entry in self._rows.contexts()}
+        self._states = {(tenant, route): state for tenant, route, state in self._rows.promises()}
+        self._judge = cascade(self)
+        self._pending: OrderedDict[int, _Pending] = OrderedDict()
+        self._token = int.from_bytes(os.urandom(6), "little") << 16  # no former process's token means anything here
+        self._vectors: OrderedDict[str, Vectors] = OrderedDict()
+        self._rows.remove_before(self._state.purged_at)
+        self._rows.commit()
+
+    # Asking
+
+    def look(self, asked: Sequence[Look]) -> list[Found]:
+        """Decide on questions, embedded together. Order is kept."""
+        self._notice_purges()
+        texts = [look.asked.text for look in asked]
+        accurate, fast = self._accurate.embed(texts), self._fast.embed(texts)
+        return [self._look(look, accurate[n], fast[n]) for n, look in enumerate(asked)]
+
+    def _look(self, look: Look, accurate: Vectors, fast: Vectors) -> Found:
+        context = self._context(look.asked, look.terms)
+        self._expire(context)
+        side = context.side
+        side.dirty = True
+        judged = context.learner.look(Query(profile(look.asked.text), accurate, fast))
+        p_wrong = judged.p_wrong if judged.candidate is not None and not isinstance(side.rule, Fixed) else None
+        limit = side.rule.limit
+        stored = None
+        if judged.hit and judged.entry is not None:
+            stored = self._rows.stored(context.id, judged.entry)
+        self._token += 1
+        self._pending[self._token] = _Pending(context, judged)
+        if len(self._pending) > _MOST_PENDING:
+            self._pending.popitem(last=False)
+        hit = stored is not None
+        why = _why(side, judged, hit=hit)
+        return Found(look.n, Similar(self._token, judged.audit and hit, p_wrong, limit, why, stored))
+
+    def _context(self, asked: Asked, terms: ReuseTerms) -> _Context:
+        side = self._sides.get((asked.tenant, asked.route))
+        if side is None:
+            side = self._sides[asked.tenant, asked.route] = _Side(asked.tenant, asked.route, terms)
+            if state := self._states.pop((asked.tenant, asked.route), b""):
+                side.restore(state)
+        side.agree(terms)
+        key = (asked.tenant, asked.route, asked.context)
+        context = self._contexts.get(key)
+        if context is None:
+            context = self._contexts[key] = self._open(key, side)
+            if len(self._contexts) > _MOST_CONTEXTS:
+                self._put_away()
+        else:
+            self._contexts.move_to_end(key)
+        context.learner.promise = side.rule
+        return context
+
+    def _open(self, key: tuple[str, str, bytes], side: _Side) -> _Context:
+        learner = Learner(
+            side.rule.terms, accurate_dim=self._accurate.dim, fast_dim=self._fast.dim, capacity=side.terms.max_entries
+        )
+        if key not in self._known:
+            self._known[key] = (self._rows.add_context(*key), 0)
+            self._rows.commit()
+        id_, next_entry = self._known[key]
+        context = _Context(id_, side, learner)
+        now, dead, rows = self._clock.wall(), [], []
+        for kept in self._rows.answers(id_):
+            if kept.stored.expires <= now or self._state.is_dead(kept.stored) or self._state.means(kept.stored):
+                dead.append(kept.entry)
+                continue
+            rows.append(Row(kept.entry, kept.group, kept.profile, kept.accurate, kept.fast))
+            context.expiring.append((kept.stored.expires, kept.entry))
+            context.written_groups[kept.entry] = kept.group
+        self._rows.remove(id_, dead)
+        learner.restore(rows, next_entry)
+        side.entries += len(rows)
+        return context
+
+    def _put_away(self) -> None:
+        """The context that was asked longest ago goes from memory, not from the disk."""
+        key, context = self._contexts.popitem(last=False)
+        self._write_groups(context)
+        context.open = False
+        context.side.entries -= len(context.written_groups)
+        self._known[key] = (context.id, context.learner.memory.next_id)
+
+    # Learning
+
+    def learn(self, said: Learn) -> None:
+        """Compare a fresh answer with the neighbours', learn from it, and keep it."""
+        pending = self._pending.pop(said.token, None)
+        if pending is None or not pending.context.open:
+            return
+        context, judged = pending.context, pending.judged
+        if self._state.is_dead(said.stored) or len(said.stored.body) > _MOST_ANSWER_BYTES:
+            return
+        fresh = answer_text(said.stored.body, said.stored.dialect)
+        if fresh is None:
+            return
+        same = self._verdicts(context, judged, fresh)
+        entry = context.learner.learn(judged, same)
+        group = context.learner.memory.group(entry)
+        query = judged.query
+        self._rows.add(context.id, Kept(entry, group, query.profile, query.accurate, query.fast, said.stored))
+        context.expiring.append((said.stored.expires, entry))
+        context.written_groups[entry] = group
+        context.side.entries += 1
+        context.side.dirty = True
+        oldest = entry - context.learner.memory.capacity
+        if oldest >= 0:
+            self._forget(context, [oldest])
+
+    def _verdicts(self, context: _Context, judged: Judged, fresh: str) -> dict[int, bool]:
+        texts: dict[int, str] = {}
+        for entry in judged.compare:
+            stored = self._rows.stored(context.id, entry) if entry in context.learner.memory else None
+            text = None if stored is None else answer_text(stored.body, stored.dialect)
+            if text is not None:
+                texts[entry] = text
+        verdicts = self._judge.compare(fresh, list(texts.values()))
+        return {
+            entry: verdict.outcome is Outcome.SAME
+            for entry, verdict in zip(texts, verdicts, strict=True)
+            if verdict.outcome is not Outcome.UNKNOWN
+        }
+
+    @property
+    def dim(self) -> int:
+        """As the accurate embedder's: it stands in for it, with a memory for answers that are compared again."""
+        return self._accurate.dim
+
+    def embed(self, texts: Sequence[str]) -> Vectors:
+        """As the accurate embedder's."""
+        missing = [text for text in dict.fromkeys(texts) if text not in self._vectors]
+        if missing:
+            for text, vector in zip(missing, self._accurate.embed(missing), strict=True):
+                self._vectors[text] = vector
+        for text in texts:
+            self._vectors.move_to_end(text)
+        found = np.stack([self._vectors[text] for text in texts])
+        while len(self._vectors) > _MOST_VECTORS:
+            self._vectors.popitem(last=False)
+        return found
+
+    # Forgetting
+
+    def _notice_purges(self) -> None:
+        if self._purges.words.snapshot() == self._state.seen:
+            return
+        self._state = self._purges.load()
+        self._rows.remove_before(self._state.purged_at)
+        for context in self._contexts.values():
+            dead = [
+                entry
+                for entry in list(context.written_groups)
+                if (stored := self._rows.stored(context.id, entry)) is None
+                or self._state.is_dead(stored)
+                or self._state.means(stored)
+            ]
+            self._forget(context, dead)
+        self._rows.commit()
+
+    def _expire(self, context: _Context) -> None:
+        now, dead = self._clock.wall(), []
+        while context.expiring and context.expiring[0][0] <= now:
+            dead.append(context.expiring.popleft()[1])
+        if dead:
+            self._forget(context, dead)
+
+    def _forget(self, context: _Context, entries: Sequence[int]) -> None:
+        memory = context.learner.memory
+        for entry in entries:
+            if context.written_groups.pop(entry, None) is not None:
+                context.side.entries -= 1
+            if entry in memory:
+                memory.remove(entry)
+        self._rows.remove(context.id, entries)
+
+    # Keeping
+
+    def save(self) -> None:
+        """Have on disk what was learned; called every few seconds and at the end."""
+        for side in self._sides.values():
+            if side.dirty:
+                self._rows.save_promise(side.tenant, side.route, side.rule.save())
+                side.dirty = False
+        for context in self._contexts.values():
+            self._write_groups(context)
+        self._rows.commit()
+
+    def _write_groups(self, context: _Context) -> None:
+        memory = context.learner.memory
+        moved = [
+            (entry, memory.group(entry))
+            for entry, group in context.written_groups.items()
+            if entry in memory and memory.group(entry) != group
+        ]
+        self._rows.regroup(context.id, moved)
+        context.written_groups.update(moved)
+
+    def census(self) -> list[Space]:
+        """How each tenant's route is doing."""
+        return [
+            Space(
+                side.tenant,
+                side.route,
+                side.entries,
+                side.rule.requests,
+                side.rule.hits,
+                side.rule.audits,
+                side.rule.audited_wrong,
+                side.rule.wrong_estimate,
+                side.rule.limit,
+                side.rule.alarms,
+            )
+            for side in self._sides.values()
+        ]
+
+    def close(self) -> None:
+        """Save and release the file."""
+        self.save()
+        self._rows.close()
+        self._purges.close()
+
+
+def _rule(terms: ReuseTerms) -> Rule:
+    asked = PromiseTerms(terms.max_wrong, 1.0 if terms.mode == "shadow" else terms.audit, terms.strict)
+    return Fixed(asked, terms.threshold) if terms.mode == "static" else Promise(asked)
+
+
+def _why(side: _Side, judged: Judged, *, hit: bool) -> str:
+    if judged.candidate is None:
+        return "nothing known yet"
+    cosine = f"cosine {judged.candidate.values[0]:.2f}"
+    rule = side.rule
+    if isinstance(rule, Fixed):
+        return f"{cosine} {'at least' if hit else 'under'} {rule.threshold:g}"
+    if rule.limit == CLOSED:
+        return f"closed {'after drift' if rule.alarms else 'until the bound holds'}, {cosine}"
+    return f"p_wrong {judged.p_wrong:.3f} {'within' if hit else 'above'} {rule.limit:.3f}, {cosine}"

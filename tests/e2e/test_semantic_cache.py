@@ -1,0 +1,277 @@
+"""The semantic cache at work: real processes, real embedders, and an upstream that knows a few topics."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+from asking import Got, Pair, send
+from gateway_process import Gateway, MakeGateway, new_id
+
+SYSTEM = "You answer questions about our shop in one sentence."
+ANSWERS = {
+    "password": "Use the reset link on the sign-in page and choose a new password.",
+    "return": "You may send goods back within thirty days, in their box.",
+    "gift": "We wrap presents for two euros each.",
+    "opening": "The shop is open from nine in the morning until six.",
+}
+
+
+class Librarian(ThreadingHTTPServer):
+    """Answers by the first topic that a question names, and counts."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Desk)
+        self.asked: Counter[str] = Counter()
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    @property
+    def port(self) -> int:
+        return int(self.server_address[1])
+
+
+class _Desk(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        question = body["messages"][-1]["content"]
+        self.server.asked[question] += 1  # type: ignore[attr-defined]
+        text = next((answer for word, answer in ANSWERS.items() if word in question.lower()), "I do not know.")
+        usage = {"prompt_tokens": 100, "completion_tokens": 20, "total_tokens": 120}
+        if body.get("stream"):
+            chunk = {"id": "c", "object": "chat.completion.chunk", "model": "gpt-4o-mini", "created": 1}
+            pieces: list[dict[str, Any]] = [
+                {"choices": [{"index": 0, "delta": {"role": "assistant", "content": text}, "finish_reason": None}]},
+                {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]},
+                {"choices": [], "usage": usage},
+            ]
+            events = "".join(f"data: {json.dumps(chunk | piece)}\n\n" for piece in pieces) + "data: [DONE]\n\n"
+            self._send("text/event-stream", events.encode())
+            return
+        message = {"role": "assistant", "content": text}
+        reply = {
+            "id": "c",
+            "object": "chat.completion",
+            "model": "gpt-4o-mini",
+            "created": 1,
+            "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
+            "usage": usage,
+        }
+        self._send("application/json", json.dumps(reply).encode())
+
+    def _send(self, kind: str, body: bytes) -> None:
+        self.send_response(200)
+        self.send_header("content-type", kind)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def librarian() -> Iterator[Librarian]:
+    running = Librarian()
+    yield running
+    running.shutdown()
+    running.server_close()
+
+
+def config(port: int, **semantic: Any) -> str:
+    settings = "\n".join(f"{name} = {json.dumps(value)}" for name, value in semantic.items())
+    return f"""
+[engines.shop]
+kind = "openai_http"
+base_url = "http://127.0.0.1:{port}/v1"
+accept_any_model = true
+provider = "openai"
+
+[levers.exact_cache]
+enabled = false
+
+[levers.semantic_cache]
+timeout_ms = 5000
+{settings}
+"""
+
+
+def body_of(question: str, **more: Any) -> dict[str, Any]:
+    messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": question}]
+    return {"model": "gpt-4o-mini", "messages": messages, "temperature": 0} | more
+
+
+def ask(gateway: Gateway, question: str, headers: dict[str, str] | None = None, **more: Any) -> Got:
+    return send(gateway, Pair("openai", "gpt"), body_of(question, **more), headers or {})
+
+
+def cache_of(got: Got) -> str:
+    assert got.status == 200, got.body
+    return str(got.headers["x-trimtab-cache"])
+
+
+def teach(gateway: Gateway, question: str, **more: Any) -> None:
+    """Ask until the process has learned the answer: an equal question is answered by it."""
+    ask(gateway, question, **more)
+    deadline = time.monotonic() + 20
+    while cache_of(ask(gateway, question, **more)) != "semantic":
+        assert time.monotonic() < deadline, gateway.log()
+        time.sleep(0.2)
+
+
+@pytest.fixture(scope="module")
+def static(gateways: MakeGateway, librarian: Librarian) -> Gateway:
+    """Reuses at a cosine of 0.75, and asks the model all the same each time."""
+    return gateways(config(librarian.port, mode="static", threshold=0.75, audit_share=1.0), ready_s=180)
+
+
+def test_the_same_in_other_words_is_answered_from_the_cache(static: Gateway) -> None:
+    workflow = new_id()
+    teach(static, "How do I reset my password?")
+    got = ask(static, "How can I reset the password?", {"x-trimtab-workflow": workflow})
+    assert cache_of(got) == "semantic"
+    assert got.json["choices"][0]["message"]["content"] == ANSWERS["password"]
+    row = static.row(workflow=workflow, cache="semantic")
+    assert (row["cost_nusd"], row["calls"]) == (0, [])
+    assert row["baseline_nusd"] > 0
+    (decision,) = [d for d in json.loads(row["detail"])["decisions"] if d["lever"] == "semantic_cache"]
+    assert decision["step"] == "answer"
+    assert "cosine" in decision["reason"]
+
+
+def test_a_stream_gets_it_as_a_stream(static: Gateway) -> None:
+    teach(static, "How do I reset my password?")
+    got = ask(static, "How can I reset the password?", stream=True)
+    assert cache_of(got) == "semantic"
+    assert got.body.decode().rstrip().endswith("data: [DONE]")
+    assert ANSWERS["password"] in got.body.decode()
+
+
+def test_another_question_is_not_answered_from_it(static: Gateway) -> None:
+    teach(static, "How do I reset my password?")
+    got = ask(static, "Do you wrap a gift?")
+    assert cache_of(got) == "miss"
+    assert got.json["choices"][0]["message"]["content"] == ANSWERS["gift"]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"model": "gpt-4o"},
+        {"max_tokens": 50},
+        {"response_format": {"type": "text"}},
+        {"seed": 7},
+        {"messages": [{"role": "user", "content": "How can I return a parcel?"}]},
+        {"messages": [{"role": "system", "content": "Rhyme."}, {"role": "user", "content": "How can I return a parcel?"}]},
+    ],
+    ids=lambda other: next(iter(other)),
+)
+def test_nothing_crosses_from_another_context(static: Gateway, other: dict[str, Any]) -> None:
+    teach(static, "How can I return goods?")
+    assert cache_of(ask(static, "How can I return goods?", **other)) in ("miss", "bypass")
+
+
+@pytest.mark.parametrize(
+    "header", ["permission", "user", "prompt-version", "corpus-version", "policy-version", "route"]
+)
+def test_nothing_crosses_scopes(static: Gateway, header: str) -> None:
+    teach(static, "How can I return goods?")
+    got = ask(static, "How can I return goods?", {f"x-trimtab-{header}": new_id()})
+    assert cache_of(got) == "miss"
+
+
+def test_an_audit_has_a_row_of_its_own_and_is_on_nobodys_bill(static: Gateway, librarian: Librarian) -> None:
+    teach(static, "When is the shop opening?")
+    workflow = new_id()
+    question = "When is the shop opening on weekdays?"
+    before = librarian.asked[question]
+    got = ask(static, question, {"x-trimtab-workflow": workflow})
+    assert cache_of(got) == "semantic"
+    rows = static.ledger(workflow=workflow, count=2)
+    (audit,) = [row for row in rows if row["cache"] == "audit"]
+    assert audit["id"] == f"{got.request_id}-shadow"
+    assert [call["purpose"] for call in audit["calls"]] == ["shadow"]
+    assert audit["cost_nusd"] > 0
+    assert librarian.asked[question] == before + 1
+    (total,) = summary(static, "--workflow", workflow)
+    assert (total["requests"], total["cost_nusd"], total["semantic_hits"]) == (1, 0, 1)
+    by_purpose = {row["purpose"]: row for row in summary(static, "--workflow", workflow, "--by", "purpose")}
+    assert by_purpose["shadow"]["cost_nusd"] == audit["cost_nusd"]
+
+
+def summary(gateway: Gateway, *options: str) -> list[dict[str, Any]]:
+    done = gateway.trimtab("ledger", "summary", "--json", *options)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_excluded_questions_say_why(static: Gateway) -> None:
+    history = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    for more, word in (
+        ({"messages": [*history, {"role": "user", "content": "How can I return goods?"}]}, "turn"),
+        ({"tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}]}, "tool"),
+        ({"temperature": 1}, "temperature"),
+    ):
+        got = ask(static, "How can I return goods?", **more)
+        assert cache_of(got) == "bypass"
+        assert word in got.headers["x-trimtab-decision"]
+
+
+def test_a_purge_reaches_it(static: Gateway) -> None:
+    teach(static, "Can you wrap a gift?")
+    done = static.trimtab("cache", "purge")
+    assert done.returncode == 0, done.stderr
+    assert cache_of(ask(static, "Can you wrap a gift?")) == "miss"
+
+
+def test_without_its_process_requests_go_on_and_then_it_is_back_with_what_it_knew(static: Gateway) -> None:
+    teach(static, "How can I return goods?")
+    time.sleep(2.5)  # it commits every two seconds; what comes later may be lost
+    (pid,) = static.children("trimtab-similar")
+    os.kill(pid, signal.SIGKILL)
+    assert cache_of(ask(static, "How could I return the goods?")) in ("miss", "bypass")
+    deadline = time.monotonic() + 60
+    while cache_of(ask(static, "How can I return goods?")) != "semantic":
+        assert time.monotonic() < deadline, static.log()
+        time.sleep(0.2)
+    assert b"trimtab_semantic_skipped_total" in static.get("/metrics")[1]
+
+
+def test_shadow_never_answers_and_promise_stays_closed_at_first(gateways: MakeGateway, librarian: Librarian) -> None:
+    routes = '\n[routes.bot.levers.semantic_cache]\nmode = "promise"\n'
+    gateway = gateways(config(librarian.port, mode="shadow") + routes, ready_s=180)
+    for route, reason in (("default", "shadow"), ("bot", "closed")):
+        for _ in range(4):
+            for word in ("password", "gift", "return"):
+                got = ask(gateway, f"What about a {word}?", {"x-trimtab-route": route})
+                assert cache_of(got) == "miss"
+        seen = got.headers["x-trimtab-decision"]
+        assert "closed" in seen or reason in seen
+    stats = gateway.trimtab("cache", "stats", "--json")
+    assert stats.returncode == 0, stats.stderr
+    spaces = json.loads(stats.stdout.splitlines()[0])["semantic"]
+    assert {space["route"] for space in spaces} == {"default", "bot"}
+    assert all(space["requests"] == 12 and space["hits"] == 0 for space in spaces)
+
+
+def test_a_file_that_is_no_database_is_set_aside(gateways: MakeGateway, librarian: Librarian) -> None:
+    gateway = gateways(config(librarian.port, mode="static", threshold=0.75), ready_s=180)
+    teach(gateway, "How do I reset my password?")
+    gateway.stop()
+    (gateway.data_dir / "cache" / "similar.sqlite").write_bytes(b"no database" * 1000)
+    for suffix in ("-wal", "-shm"):
+        (gateway.data_dir / "cache" / f"similar.sqlite{suffix}").unlink(missing_ok=True)
+    gateway.start(180)
+    teach(gateway, "How do I reset my password?")
+    assert (gateway.data_dir / "cache" / "similar.corrupt").exists()
