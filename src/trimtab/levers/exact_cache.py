@@ -17,27 +17,19 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import re
 from collections.abc import Callable
 from typing import Annotated, Final, Literal
 
 import msgspec
 
 from trimtab.ports import AnswerStore, Clock
+from trimtab.protocols.reuse import NOT_IN_KEY, circumstances, is_chat, side_obstacle, temperature_obstacle
 from trimtab.types import Answer, Decision, Dialect, End, Outcome, Plan, Request, Scope, Slot, Stored, Target
 
 KEY_FORMAT: Final = 1  # raise it whenever the meaning or the order of what is hashed changes
 _NAME: Final = "exact_cache"
 _VERSION: Final = "1"
-_MAX_TEMPERATURE: Final = 0.1
 _INLINE_BYTES: Final = 8192  # of an answer that is searched at once, in less than a millisecond; others in a thread
-
-_PATHS: Final = frozenset({"/v1/chat/completions", "/v1/messages"})
-_NOT_IN_KEY: Final = frozenset({"stream", "stream_options"})
-# Fields whose answer depends on more than the request: the web, a container's files, a remote tool.
-_LIVE_FIELDS: Final = ("web_search_options", "mcp_servers", "container")
-_SIDE_FIELDS: Final = frozenset({*_LIVE_FIELDS, "tools", "store", "audio"})
-_LIVE_TOOL: Final = re.compile(rb'"type"\s*:\s*"(?:web_search|web_fetch|code_execution|mcp)')
 
 Whole = Callable[[Dialect, str, "dict[str, msgspec.Raw]"], bool]
 """Whether a dialect's stop reason means a whole answer to these fields: not cut by a limit, not filtered."""
@@ -221,28 +213,13 @@ def cache_key(request: Request, target: Target, identity: str = "", *, share_use
     msgpack prefixes every item with its type and length, so two different requests never encode alike. `bytes()` around
     each value matters: a `Raw` would be spliced in as it is. Raises UnicodeEncodeError for text that is not Unicode.
     """
-    scope = request.scope
     fields = request.fields
-    names = sorted(fields.keys() - _NOT_IN_KEY)
+    names = sorted(fields.keys() - NOT_IN_KEY)
     return hashlib.sha256(
         _ENCODE(
             (
                 KEY_FORMAT,
-                request.dialect,
-                request.path,
-                scope.tenant,
-                scope.route,
-                scope.permission,
-                None if share_users else scope.user,
-                scope.prompt_version,
-                scope.corpus_version,
-                scope.policy_version,
-                target.engine,
-                identity,
-                target.provider,
-                target.upstream_model,
-                request.model,
-                request.variant,
+                *circumstances(request, target, identity, share_users=share_users),
                 names,
                 [bytes(fields[name]) for name in names],
                 *([request.idempotency] if request.idempotency else ()),
@@ -276,7 +253,7 @@ def _obstacle(request: Request, plan: Plan, config: Config) -> str:
     """Why the lever neither reads nor writes, "" if it does."""
     if not config.enabled:
         return "off for this route"
-    if request.path not in _PATHS and request.path.partition("?")[0] not in _PATHS:
+    if not is_chat(request.path):
         return "not a chat request"
     if request.scope.cache == "off":
         return "client asked cache off"
@@ -285,38 +262,9 @@ def _obstacle(request: Request, plan: Plan, config: Config) -> str:
     fields = request.fields
     if request.idempotency:  # the same request again: whatever it is, its answer is the one that was given
         return ""
-    if not config.any_temperature and (obstacle := _temperature_obstacle(fields.get("temperature"))):
+    if not config.any_temperature and (obstacle := temperature_obstacle(fields)):
         return obstacle
-    return _side_obstacle(fields)
-
-
-def _temperature_obstacle(raw: msgspec.Raw | None) -> str:
-    if raw is None or (text := bytes(raw)) == b"null":
-        return "temperature not set"
-    try:
-        temperature = float(text)
-    except ValueError:
-        return "temperature is not a number"
-    if temperature > _MAX_TEMPERATURE:
-        return f"temperature {temperature:g} above {_MAX_TEMPERATURE:g}"
-    return ""
-
-
-def _side_obstacle(fields: dict[str, msgspec.Raw]) -> str:
-    """Requests whose answer depends on the world, or that ask for something to be kept for them."""
-    if _SIDE_FIELDS.isdisjoint(fields):
-        return ""
-    for name in _LIVE_FIELDS:
-        if name in fields:
-            return f"{name} looks outside the request"
-    tools = fields.get("tools")
-    if tools is not None and _LIVE_TOOL.search(bytes(tools)):
-        return "a tool that the provider runs looks outside the request"
-    if "store" in fields and bytes(fields["store"]) == b"true":
-        return "store asks the provider to keep the answer"
-    if "audio" in fields and bytes(fields["audio"]) != b"null":
-        return "audio answers expire at the provider"
-    return ""
+    return side_obstacle(fields)
 
 
 def _go_on(reason: str, memo: Memo | None = None, *, share: bool = False) -> Decision:

@@ -2,7 +2,8 @@
 
 One file is one job: `codec` what a dialect provides, `chat` the neutral values and the table of what is translated,
 `envelope` the top level of a request, `sse` framing, `usage` token classes, `openai*` and `anthropic*` the dialects,
-`translate` from one into the other. Adding a dialect is adding its files and its entry in `CODECS`.
+`translate` from one into the other, `reuse` what a cache of answers must hold to. Adding a dialect is adding its files
+and its entry in `CODECS`.
 """
 
 from __future__ import annotations

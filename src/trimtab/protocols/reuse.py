@@ -1,0 +1,85 @@
+"""What every cache of answers must hold to: which requests have an answer that may be given again, and to whom.
+
+The caches differ in what they compare; what the answer depends on beside the question, and what makes it depend on the
+world or on chance, is the same for all of them and stands here once.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final
+
+import msgspec
+
+from trimtab.types import Request, Target
+
+NOT_IN_KEY: Final = frozenset({"stream", "stream_options"})
+"""Fields that change the answer's form and never the answer."""
+
+_MAX_TEMPERATURE: Final = 0.1
+_PATHS: Final = frozenset({"/v1/chat/completions", "/v1/messages"})
+# Fields whose answer depends on more than the request: the web, a container's files, a remote tool.
+_LIVE_FIELDS: Final = ("web_search_options", "mcp_servers", "container")
+_SIDE_FIELDS: Final = frozenset({*_LIVE_FIELDS, "tools", "store", "audio"})
+_LIVE_TOOL: Final = re.compile(rb'"type"\s*:\s*"(?:web_search|web_fetch|code_execution|mcp)')
+
+
+def circumstances(request: Request, target: Target, identity: str, *, share_users: bool) -> tuple[Any, ...]:
+    """What an answer depends on beside the body's fields, in an order that stored keys rely on.
+
+    `identity` says what is behind the engine's name. With `share_users` the user is left out.
+    """
+    scope = request.scope
+    return (
+        request.dialect,
+        request.path,
+        scope.tenant,
+        scope.route,
+        scope.permission,
+        None if share_users else scope.user,
+        scope.prompt_version,
+        scope.corpus_version,
+        scope.policy_version,
+        target.engine,
+        identity,
+        target.provider,
+        target.upstream_model,
+        request.model,
+        request.variant,
+    )
+
+
+def is_chat(path: str) -> bool:
+    """Whether requests to this path are chats, whose answers may be kept at all."""
+    return path in _PATHS or path.partition("?")[0] in _PATHS
+
+
+def temperature_obstacle(fields: dict[str, msgspec.Raw]) -> str:
+    """Why chance has too much to say in the answer, "" if it has not."""
+    raw = fields.get("temperature")
+    if raw is None or (text := bytes(raw)) == b"null":
+        return "temperature not set"
+    try:
+        temperature = float(text)
+    except ValueError:
+        return "temperature is not a number"
+    if temperature > _MAX_TEMPERATURE:
+        return f"temperature {temperature:g} above {_MAX_TEMPERATURE:g}"
+    return ""
+
+
+def side_obstacle(fields: dict[str, msgspec.Raw]) -> str:
+    """Why the answer depends on the world, or what the request asks to be kept for it; "" if neither."""
+    if _SIDE_FIELDS.isdisjoint(fields):
+        return ""
+    for name in _LIVE_FIELDS:
+        if name in fields:
+            return f"{name} looks outside the request"
+    tools = fields.get("tools")
+    if tools is not None and _LIVE_TOOL.search(bytes(tools)):
+        return "a tool that the provider runs looks outside the request"
+    if "store" in fields and bytes(fields["store"]) == b"true":
+        return "store asks the provider to keep the answer"
+    if "audio" in fields and bytes(fields["audio"]) != b"null":
+        return "audio answers expire at the provider"
+    return ""
