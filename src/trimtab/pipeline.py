@@ -45,6 +45,7 @@ from trimtab.types import (
 
 _log = logging.getLogger("trimtab.pipeline")
 
+_TELL_EVERY_S = 60.0
 _STEP_NAMES = {type(None): "continue", Continue: "change", Answer: "answer", Join: "join", Refuse: "refuse"}
 _ShareKey = tuple[bytes, bool, bool]  # the lever's, and the form of the reply: streamed, with usage
 _Flying = tuple[Flight, Sink]
@@ -73,6 +74,7 @@ class Pipeline:
         self._cost = cost
         self._capture = capture
         self._flying: dict[_ShareKey, _Flying] = {}  # calls that others may share
+        self._told: dict[str, float] = {}  # when the log last heard of a lever's failure
 
     async def run(self, flight: Flight, plan: Plan, levers: Sequence[Lever], sink: Sink) -> None:
         """Answer one request through `sink`. Raises only CancelledError, after settling."""
@@ -152,7 +154,7 @@ class Pipeline:
                 try:
                     decision = await lever.decide(flight.request, plan)
                 except Exception as exc:
-                    decision = _failed_decision(lever, exc)
+                    decision = self._failed_decision(lever, exc)
                 took_s = mono() - began
                 flight.stages[lever.name] = took_s
                 flight.decisions.append(decision)
@@ -187,6 +189,16 @@ class Pipeline:
                 if flight.shared is not None:
                     flight.shared.end(outcome)
             outcome = None  # an error's traceback leads back here
+
+    def _failed_decision(self, lever: Lever, exc: Exception) -> Decision:
+        now = self._clock.mono()
+        if now - self._told.get(lever.name, -_TELL_EVERY_S) >= _TELL_EVERY_S:  # each row has its own word of it
+            self._told[lever.name] = now
+            _log.warning("lever %s failed: %r", lever.name, exc)
+        step = None
+        if not lever.fails_open:
+            step = Refuse(TrimtabError(f"{lever.name} could not decide, and lets nothing through unchecked"))
+        return Decision(lever.name, lever.version, lever.slot, step, f"failed: {type(exc).__name__}")
 
     def _dressed(self, flight: Flight, finish: Finish) -> Finish:
         if finish.headers is None:
@@ -403,14 +415,6 @@ def _send(finish: Finish, sink: Sink) -> None:
         sink.abort(finish.body)
     else:
         sink.finish(finish.body)
-
-
-def _failed_decision(lever: Lever, exc: Exception) -> Decision:
-    _log.warning("lever %s failed: %r", lever.name, exc)
-    step = None
-    if not lever.fails_open:
-        step = Refuse(TrimtabError(f"{lever.name} could not decide, and lets nothing through unchecked"))
-    return Decision(lever.name, lever.version, lever.slot, step, f"failed: {type(exc).__name__}")
 
 
 def _step_name(decision: Decision) -> str:

@@ -35,7 +35,7 @@ _OFF, _ON, _WARM_UP = "demo-levers-off", "demo-levers-on", "demo-warm-up"
 _READY_S: Final = 300.0  # the first start fetches the weights
 _PROBE_REQUESTS: Final = 24
 _PROBE_S: Final = 12.0
-_WARM_UP_S: Final = 30.0
+_WARM_UP_S: Final = 120.0  # a busy machine takes its time; it ends when they are answered
 _SAY_EVERY_S: Final = 10.0
 _INTERRUPTED: Final = 130
 

@@ -307,7 +307,7 @@ def _heading(console: Console, text: str) -> None:
 
 def _end(row: dict[str, Any]) -> Text:
     end = row["end"]
-    if row.get("cache") == "hit" and end == "ok":
+    if row.get("cache") in ("hit", "semantic") and end == "ok":
         return Text("cached", style="green")
     status = row["status"]
     return Text(f"{end} {status}" if end == "error" and status else end, style=_END_STYLES.get(end, "red"))
@@ -342,7 +342,7 @@ def _sums(row: dict[str, Any], of_requests: bool) -> list[str]:
         return [cells[0], f"{row['attempts']:,}", cells[1], *figures]
     known = row["saved_nusd"] is not None
     money = [usd(row["baseline_nusd"]), usd(row["saved_nusd"])] if known else ["-", "-"]
-    return [*cells, f"{row['cache_hits']:,}", *figures, *money]
+    return [*cells, f"{row['cache_hits'] + row['semantic_hits']:,}", *figures, *money]
 
 
 def _explain(estimated: bool, unpriced: bool, *, summed: bool = False) -> None:

@@ -182,7 +182,7 @@ def workload(count: int, rate_per_s: float, seed: int) -> Workload:
 def phase(timings: Sequence[Timing], ledger: Ledger, others_cpu: float | None) -> Phase:
     """The figures of a phase."""
     whole = [timing for timing in timings if timing.ok]
-    generated = [timing.inter_token_s for timing in whole if timing.cache != "hit"]
+    generated = [timing.inter_token_s for timing in whole if not timing.from_cache]
     return Phase(
         requests=len(timings),
         answered=len(whole),

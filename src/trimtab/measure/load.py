@@ -56,7 +56,7 @@ class Timing(msgspec.Struct, frozen=True):
     inter_token_s: float | None = None
     output_tokens: int = 0
     finish: str = ""  # "stop", or "length" where max_tokens cut the answer
-    cache: str = ""  # the header x-trimtab-cache: "hit", "miss", "off"
+    cache: str = ""  # the header x-trimtab-cache: "hit", "semantic", "miss", "off"
     text: str = ""
     error: str = ""
     at_s: float = 0.0  # scheduled, after the start
@@ -70,6 +70,11 @@ class Timing(msgspec.Struct, frozen=True):
     cost_usd: float | None = None  # the header x-trimtab-cost-usd, which unstreamed answers carry
     planned_input_tokens: int | None = None
     planned_output_tokens: int | None = None
+
+    @property
+    def from_cache(self) -> bool:
+        """Whether a stored answer was sent."""
+        return self.cache in ("hit", "semantic")
 
 
 class Limits(msgspec.Struct, frozen=True):

@@ -199,7 +199,7 @@ def make(settings: Settings, run: Run, version: str, price: Callable[[Timing], f
             successful=len(whole),
             errored=len(ends["errored"]),
             cancelled=len(ends["cancelled"]),
-            cache_hits=sum(timing.cache == "hit" for timing in whole),
+            cache_hits=sum(timing.from_cache for timing in whole),
         ),
         metrics={name: found for name, found in metrics.items() if found is not None},
         by_end=by_end,
@@ -265,7 +265,7 @@ def _cost(timings: Sequence[Timing], good: int, price: Callable[[Timing], float 
         if timing.cost_usd is not None:
             usd: float | None = timing.cost_usd
             sources.add("the gateway")
-        elif timing.cache == "hit":
+        elif timing.from_cache:
             usd = 0.0
         else:
             usd = price(timing) if price is not None else None
