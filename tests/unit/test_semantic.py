@@ -201,7 +201,7 @@ def test_the_ring_forgets_the_oldest_with_all_that_hung_on_it():
     assert cosines[0] == 1.0
     assert memory.rarity("word0") == pytest.approx(np.log(5 / 1) if 296 % 7 > 0 else 0, abs=2)
     assert add(memory, {first: True}) == 300  # a verdict on what is gone counts for nothing
-    assert len(memory._sums) == len(set(memory.groups.tolist()))
+    assert len(memory._sums) + len(memory._lone) == len(set(memory.recent(4)[1].tolist()))
 
 
 # The promise

@@ -33,16 +33,18 @@ class GroupModel:
     def fit(self, x: Matrix, groups: NDArray[np.int64]) -> None:
         """Learn the covariances from questions x of shape (n, d) and their groups, shape (n,)."""
         count, dim = x.shape
-        _, inverse, sizes = np.unique(groups, return_inverse=True, return_counts=True)
-        sums = np.zeros((len(sizes), dim), dtype=np.float32)
-        np.add.at(sums, inverse, x)
+        order = np.argsort(groups, kind="stable")
+        x = x[order]
+        _, first, inverse, sizes = np.unique(groups[order], return_index=True, return_inverse=True, return_counts=True)
+        sums = np.add.reduceat(x, first, axis=0)
         self._mean = x.mean(axis=0)
         centred = x - self._mean
         total = centred.T @ centred
         sphere = float(np.trace(total)) / (count * dim)
         eye = np.eye(dim, dtype=np.float32)
         total = (total + dim * sphere * eye) / (count + dim)
-        inside = (x - sums[inverse] / sizes[inverse][:, None])[sizes[inverse] > 1]
+        shared = sizes[inverse] > 1
+        inside = x[shared] - (sums / sizes[:, None].astype(np.float32))[inverse[shared]]
         freedom = int((sizes[sizes > 1] - 1).sum())
         scatter = inside.T @ inside
         measured = float(np.trace(scatter)) / max(freedom * dim, 1)

@@ -16,11 +16,12 @@ from trimtab.semantic.promise import Promise, Ruling, Terms
 
 Matrix = NDArray[np.float32]
 
-CAPACITY: Final = 20_000
+CAPACITY: Final = 100_000
 _FIT_FROM: Final = 60  # questions
 _FIT_GROWTH: Final = 1.1
 _FIT_STEP: Final = 50
 _FIT_EVERY: Final = 500  # questions at most between two fits of the group model
+_FIT_ROWS: Final = 10_000  # of the youngest; a fit to these takes 0.2 s, and its 384 directions need no more
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +78,8 @@ class Learner:
                 truth = next((places[group] for group in agreeing if group in places), len(candidate.rivals))
                 self._model.observe(candidate.odds, candidate.sizes, truth)
         entry = self.memory.add(look.query.profile, look.query.accurate, look.query.fast, same)
-        if self.memory.next_id >= self._fit_at:
-            self._model.fit(self.memory.vectors, self.memory.groups)
+        if self.memory.next_id >= self._fit_at and len(self.memory) >= _FIT_FROM:
+            self._model.fit(*self.memory.recent(_FIT_ROWS))
             step = max(_FIT_STEP, min(self.memory.next_id * (_FIT_GROWTH - 1), _FIT_EVERY))
             self._fit_at = self.memory.next_id + int(step)
         return entry
