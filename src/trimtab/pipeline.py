@@ -112,6 +112,16 @@ class Pipeline:
         )
         return aside.make_reply() if record.end == End.OK and aside.make_reply is not None else None
 
+    async def serve(self, flight: Flight, sink: Sink, answer: Awaitable[Finish]) -> None:
+        """Answer by ourselves: a row, no levers, no upstream call."""
+
+        async def served() -> Finish:
+            finish = await answer
+            flight.status, flight.response_bytes = finish.status, len(finish.body)
+            return self._dressed(flight, finish)
+
+        await self._conclude(flight, sink, served())
+
     def refuse(self, flight: Flight, error: TrimtabError, sink: Sink) -> None:
         """Answer with an error that was found before the line began."""
         finish = self.failed(flight, error)

@@ -12,6 +12,7 @@ from trimtab.types import (
     Asked,
     Decision,
     Dialect,
+    Embedded,
     Intent,
     Outcome,
     Plan,
@@ -187,6 +188,14 @@ class SimilarAnswers(Protocol):
 
     def learn(self, token: int, stored: Stored) -> None:
         """Say what the model's own answer was. Never waits; may be lost."""
+        ...
+
+
+class Embeddings(Protocol):
+    """Models of ours that turn texts into vectors."""
+
+    async def embed(self, accurate: bool, texts: list[str], timeout_s: float) -> Embedded | None:
+        """By the accurate model or by the fast one; None when there is no answer in time."""
         ...
 
 

@@ -196,7 +196,7 @@ class Stored(msgspec.Struct, frozen=True, gc=False):
 
 
 class Asked(msgspec.Struct, frozen=True, gc=False):
-    """A question that may have been asked before in other words; only those of equal `context` (32 bytes) ever meet."""
+    """A question that may have been asked before in other words; only those of one `context` (32 bytes) ever meet."""
 
     tenant: str
     route: str
@@ -229,6 +229,13 @@ class Similar(msgspec.Struct, frozen=True, gc=False):
     limit: float
     why: str
     stored: Stored | None = None
+
+
+class Embedded(msgspec.Struct, frozen=True, gc=False):
+    """Texts as unit vectors: float32, little-endian, one text's after the other's; `tokens` is what was read of them."""
+
+    vectors: bytes
+    tokens: int
 
 
 class Selector(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import openai
 import pytest
 from asking import Got, Pair, send
 from gateway_process import Gateway, MakeGateway, new_id
@@ -181,7 +182,12 @@ def test_another_question_is_not_answered_from_it(static: Gateway) -> None:
         {"response_format": {"type": "text"}},
         {"seed": 7},
         {"messages": [{"role": "user", "content": "How can I return a parcel?"}]},
-        {"messages": [{"role": "system", "content": "Rhyme."}, {"role": "user", "content": "How can I return a parcel?"}]},
+        {
+            "messages": [
+                {"role": "system", "content": "Rhyme."},
+                {"role": "user", "content": "How can I return a parcel?"},
+            ]
+        },
     ],
     ids=lambda other: next(iter(other)),
 )
@@ -222,6 +228,42 @@ def summary(gateway: Gateway, *options: str) -> list[dict[str, Any]]:
     done = gateway.trimtab("ledger", "summary", "--json", *options)
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.mark.parametrize(("model", "size"), [("trimtab-fast", 256), ("trimtab-accurate", 384)])
+def test_embeddings_by_the_models_of_the_cache(static: Gateway, model: str, size: int) -> None:
+    until_it_is_there(static)
+    client = static.openai()
+    near, nearer, far = client.embeddings.create(
+        model=model, input=["How do I reset my password?", "Resetting the password", "Fish soup"]
+    ).data
+    assert len(near.embedding) == size
+    assert sum(x * x for x in near.embedding) == pytest.approx(1, abs=1e-3)
+
+    def cosine(a: Any, b: Any) -> float:
+        return float(sum(x * y for x, y in zip(a.embedding, b.embedding, strict=True)))
+
+    assert cosine(near, nearer) > cosine(near, far) + 0.2
+    as_floats = client.embeddings.create(model=model, input="How do I reset my password?", encoding_format="float")
+    assert as_floats.data[0].embedding == pytest.approx(near.embedding, abs=1e-5)
+    assert as_floats.usage.prompt_tokens > 3
+    assert model in {known.id for known in client.models.list()}
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"input": [1, 2]}, "input"),
+        ({"input": []}, "input"),
+        ({"input": ["a", ""]}, "input"),
+        ({"input": "a", "dimensions": 8}, "dimensions"),
+        ({"input": "a", "encoding_format": "hex"}, "encoding_format"),
+    ],
+)
+def test_wrong_embedding_requests_name_the_field(static: Gateway, body: dict[str, Any], field: str) -> None:
+    with pytest.raises(openai.BadRequestError) as raised:
+        static.openai().post("/embeddings", body={"model": "trimtab-fast"} | body, cast_to=object)
+    assert raised.value.param == field
 
 
 def test_excluded_questions_say_why(static: Gateway) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import random
@@ -29,6 +30,9 @@ class Bag:
 
     def embed(self, texts):
         return np.stack([self._one(text) for text in texts])
+
+    def tokens(self, texts):
+        return sum(len(text.split()) for text in texts)
 
     def _one(self, text):
         total = np.zeros(self.dim, dtype=np.float32)
@@ -64,10 +68,8 @@ def make(tmp_path, clock):
 
     yield begin
     for service in opened:
-        try:
+        with contextlib.suppress(sqlite3.ProgrammingError):  # closed by the test
             service.close()
-        except sqlite3.ProgrammingError:
-            pass  # closed by the test
 
 
 def context(name):
@@ -200,7 +202,9 @@ def test_tools_and_other_answers_that_are_no_text_are_not_kept(make, clock):
     stored = answer("", clock)
     call = {"role": "assistant", "content": None, "tool_calls": [{"id": "1", "function": {"name": "f"}}]}
     body = json.dumps({"choices": [{"message": call}]}).encode()
-    service.learn(Learn(similar.token, Stored(stored.dialect, body, "m", TARGET, Usage(), "r", clock.now, clock.now + 9)))
+    service.learn(
+        Learn(similar.token, Stored(stored.dialect, body, "m", TARGET, Usage(), "r", clock.now, clock.now + 9))
+    )
     assert service.census()[0].entries == 0
 
 

@@ -31,6 +31,10 @@ class Embedder(Protocol):
         """Float32 of shape (len(texts), dim), each row of length 1 (all zeros for a text without any token)."""
         ...
 
+    def tokens(self, texts: Sequence[str]) -> int:
+        """How many tokens `embed` reads of the texts."""
+        ...
+
 
 def require_packages() -> None:
     """Raises ConfigError that names the extra if a package of it is missing. Imports nothing."""

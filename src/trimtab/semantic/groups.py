@@ -83,7 +83,7 @@ class Memory:
     def __init__(self, capacity: int, accurate_dim: int, fast_dim: int) -> None:
         self.capacity = capacity
         self.next_id = 0
-        self._rows = min(capacity, 256)
+        self._rows = min(capacity, 32)  # a context of few questions takes little
         self._count = 0
         self._dim = accurate_dim
         self._accurate = _Vectors(self._rows, accurate_dim)

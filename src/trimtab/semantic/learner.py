@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from trimtab.semantic.classes import GroupModel
 from trimtab.semantic.evidence import Candidate, Query, gather
-from trimtab.semantic.groups import Memory
+from trimtab.semantic.fixed import Fixed
+from trimtab.semantic.groups import Memory, Row
 from trimtab.semantic.promise import Promise, Ruling, Terms
 
 Matrix = NDArray[np.float32]
@@ -51,9 +52,15 @@ class Learner:
 
     def __init__(self, terms: Terms, *, accurate_dim: int = 384, fast_dim: int = 256, capacity: int = CAPACITY) -> None:
         self.memory = Memory(capacity, accurate_dim, fast_dim)
-        self.promise = Promise(terms)
+        self.promise: Promise | Fixed = Promise(terms)  # may be replaced: what several memories share
         self._model = GroupModel()
         self._fit_at = _FIT_FROM
+
+    def restore(self, rows: Iterable[Row], next_id: int) -> None:
+        """Go on with the questions that another learner's memory had. Raises ValueError as `Memory.restore`."""
+        self.memory.restore(rows, next_id)
+        if len(self.memory) >= _FIT_FROM:
+            self._fit()
 
     def look(self, query: Query) -> Look:
         """Decide on a question. Side effects: counts it; keeps nothing of its text."""
@@ -79,10 +86,13 @@ class Learner:
                 self._model.observe(candidate.odds, candidate.sizes, truth)
         entry = self.memory.add(look.query.profile, look.query.accurate, look.query.fast, same)
         if self.memory.next_id >= self._fit_at and len(self.memory) >= _FIT_FROM:
-            self._model.fit(*self.memory.recent(_FIT_ROWS))
-            step = max(_FIT_STEP, min(self.memory.next_id * (_FIT_GROWTH - 1), _FIT_EVERY))
-            self._fit_at = self.memory.next_id + int(step)
+            self._fit()
         return entry
+
+    def _fit(self) -> None:
+        self._model.fit(*self.memory.recent(_FIT_ROWS))
+        step = max(_FIT_STEP, min(self.memory.next_id * (_FIT_GROWTH - 1), _FIT_EVERY))
+        self._fit_at = self.memory.next_id + int(step)
 
     def _label(self, look: Look, candidate: Candidate, same: Mapping[int, bool], agreeing: list[int]) -> None:
         if candidate.entry in self.memory and candidate.entry in same:

@@ -66,6 +66,11 @@ class StaticEmbedder:
                 row[:] = mean / max(float(np.linalg.norm(mean)), 1e-12)
         return out
 
+    def tokens(self, texts: Sequence[str]) -> int:
+        """Word pieces of the texts' first characters, as `embed` reads them."""
+        encoded = self._tokenizer.encode_batch([text[:_LONGEST_CHARS] for text in texts], add_special_tokens=False)
+        return sum(len(one.ids) for one in encoded)
+
 
 def load(cache_dir: Path, progress: Progress | None = None) -> StaticEmbedder:
     """The embedder, its files fetched into `cache_dir` if they lack. Raises ConfigError, with the way out."""

@@ -11,8 +11,20 @@ from typing import Final
 
 import msgspec
 
-from trimtab.similar.messages import DECODE_SAID, Census, Counted, Found, Learn, Look, Space, framed, read
-from trimtab.types import Asked, ReuseTerms, Similar, Stored
+from trimtab.similar.messages import (
+    DECODE_SAID,
+    Census,
+    Counted,
+    Embed,
+    Found,
+    Learn,
+    Look,
+    Space,
+    Vectors,
+    framed,
+    read,
+)
+from trimtab.types import Asked, Embedded, ReuseTerms, Similar, Stored
 
 _log = logging.getLogger("trimtab.similar")
 
@@ -27,7 +39,7 @@ class Client:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._count = count(1)
-        self._waiting: dict[int, asyncio.Future[Found | Counted]] = {}
+        self._waiting: dict[int, asyncio.Future[Found | Vectors | Counted]] = {}
         self._writer: asyncio.StreamWriter | None = None
         self._tokens: set[int] = set()  # of this connection
         self._task: asyncio.Task[None] | None = None
@@ -52,18 +64,24 @@ class Client:
             if self._writer.transport.get_write_buffer_size() < _MOST_UNSENT_BYTES:
                 self._writer.write(framed(Learn(token, stored)))
 
+    async def embed(self, accurate: bool, texts: list[str], timeout_s: float) -> Embedded | None:
+        """Texts as vectors; None when there is no answer in time."""
+        n = next(self._count)
+        said = await self._ask(n, Embed(n, accurate, texts), timeout_s)
+        return said.embedded if isinstance(said, Vectors) else None
+
     async def census(self, timeout_s: float = 1.0) -> list[Space]:
         """How each tenant's route is doing; empty when there is no answer in time."""
         n = next(self._count)
         counted = await self._ask(n, Census(n), timeout_s)
         return counted.spaces if isinstance(counted, Counted) else []
 
-    async def _ask(self, n: int, message: Look | Census, timeout_s: float) -> Found | Counted | None:
+    async def _ask(self, n: int, message: Look | Embed | Census, timeout_s: float) -> Found | Vectors | Counted | None:
         if self._writer is None:
             self._begin()
             return None
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[Found | Counted] = loop.create_future()
+        future: asyncio.Future[Found | Vectors | Counted] = loop.create_future()
         self._waiting[n] = future
         self._writer.write(framed(message))
         try:

@@ -11,7 +11,7 @@ from typing import Final
 
 import msgspec
 
-from trimtab.types import Asked, ReuseTerms, Similar, Stored
+from trimtab.types import Asked, Embedded, ReuseTerms, Similar, Stored
 
 _LONGEST_BYTES: Final = 64 << 20
 _LONGEST_PATH: Final = 100  # bytes; the kernel takes 107
@@ -37,6 +37,21 @@ class Learn(msgspec.Struct, frozen=True, gc=False, tag="learn"):
 
     token: int
     stored: Stored
+
+
+class Embed(msgspec.Struct, frozen=True, gc=False, tag="embed"):
+    """Turn texts into vectors, by the accurate model or by the fast one."""
+
+    n: int
+    accurate: bool
+    texts: list[str]
+
+
+class Vectors(msgspec.Struct, frozen=True, gc=False, tag="vectors"):
+    """The answer to `Embed`."""
+
+    n: int
+    embedded: Embedded
 
 
 class Census(msgspec.Struct, frozen=True, gc=False, tag="census"):
@@ -68,11 +83,11 @@ class Counted(msgspec.Struct, frozen=True, gc=False, tag="counted"):
 
 
 _ENCODE: Final = msgspec.msgpack.Encoder().encode
-DECODE_ASKED: Final = msgspec.msgpack.Decoder(Look | Learn | Census).decode
-DECODE_SAID: Final = msgspec.msgpack.Decoder(Found | Counted).decode
+DECODE_ASKED: Final = msgspec.msgpack.Decoder(Look | Learn | Embed | Census).decode
+DECODE_SAID: Final = msgspec.msgpack.Decoder(Found | Vectors | Counted).decode
 
 
-def framed(message: Look | Found | Learn | Census | Counted) -> bytes:
+def framed(message: Look | Found | Learn | Embed | Vectors | Census | Counted) -> bytes:
     """A message with its length before it."""
     body = _ENCODE(message)
     return len(body).to_bytes(4, "little") + body

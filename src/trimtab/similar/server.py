@@ -20,7 +20,7 @@ from typing import Final
 
 import msgspec
 
-from trimtab.similar.messages import DECODE_ASKED, Census, Counted, Found, Learn, Look, framed, read
+from trimtab.similar.messages import DECODE_ASKED, Census, Counted, Embed, Found, Learn, Look, Vectors, framed, read
 from trimtab.similar.service import Service
 
 _log = logging.getLogger("trimtab.similar")
@@ -30,7 +30,7 @@ _MOST_WAITING: Final = 2000  # of each kind; what is more is dropped
 _SAVE_S: Final = 2.0
 _LOG_EVERY_S: Final = 60.0
 
-Reply = Callable[[Found | Counted], None]
+Reply = Callable[[Found | Vectors | Counted], None]
 
 
 class _Hands:
@@ -109,8 +109,16 @@ async def serve(path: Path, service: Service, ready: Callable[[], None]) -> None
         loop.add_signal_handler(number, stop.set)
     hands = _Hands(service)
 
+    turn, embedding = asyncio.Lock(), set[asyncio.Task[None]]()
+
+    async def embed(message: Embed, reply: Reply) -> None:
+        async with turn:  # one at a time, on a thread of its own: questions must not wait for it
+            reply(
+                Vectors(message.n, await asyncio.to_thread(service.vectors, message.texts, accurate=message.accurate))
+            )
+
     async def attend(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        def reply(message: Found | Counted) -> None:
+        def reply(message: Found | Vectors | Counted) -> None:
             data = framed(message)
             loop.call_soon_threadsafe(lambda: None if writer.is_closing() else writer.write(data))
 
@@ -119,6 +127,9 @@ async def serve(path: Path, service: Service, ready: Callable[[], None]) -> None
                 message = DECODE_ASKED(await read(reader))
                 if isinstance(message, Learn):
                     hands.say(message)
+                elif isinstance(message, Embed):
+                    embedding.add(task := loop.create_task(embed(message, reply)))
+                    task.add_done_callback(embedding.discard)
                 else:
                     hands.ask(message, reply)
         except (asyncio.IncompleteReadError, ConnectionError):

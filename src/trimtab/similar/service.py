@@ -32,7 +32,7 @@ from trimtab.semantic.promise import Terms as PromiseTerms
 from trimtab.similar.messages import Found, Learn, Look, Space
 from trimtab.similar.rows import Kept, Rows
 from trimtab.stores._purges import Purges
-from trimtab.types import Asked, ReuseTerms, Similar
+from trimtab.types import Asked, Embedded, ReuseTerms, Similar
 
 _log = logging.getLogger("trimtab.similar")
 
@@ -232,6 +232,11 @@ class Service:
             for entry, verdict in zip(texts, verdicts, strict=True)
             if verdict.outcome is not Outcome.UNKNOWN
         }
+
+    def vectors(self, texts: Sequence[str], *, accurate: bool) -> Embedded:
+        """Texts as vectors, with the models alone: may be called from another thread."""
+        model = self._accurate if accurate else self._fast
+        return Embedded(model.embed(texts).astype("<f4").tobytes(), model.tokens(texts))
 
     @property
     def dim(self) -> int:

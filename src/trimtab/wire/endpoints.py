@@ -16,6 +16,7 @@ from trimtab.errors import MethodNotAllowed, NotFound, TrimtabError, Unauthentic
 from trimtab.flight import Flight, Message
 from trimtab.protocols import CODECS
 from trimtab.types import Attempt, Dialect, Request, Scope, Stages
+from trimtab.wire import embeddings
 from trimtab.wire.gateway import Gateway
 from trimtab.wire.intake import Head, scope_of, stages_after
 from trimtab.wire.server import ClientGone, Exchange
@@ -129,7 +130,7 @@ async def _other(gateway: Gateway, exchange: Exchange) -> None:
             await _stages_after(gateway, exchange, match[1])
         elif path == "/v1/models" and method == "GET":
             gateway.access.tenant(Head(exchange.headers).secret)
-            models = CODECS[_dialect_of(exchange)].models(gateway.targets.models(), gateway.created)
+            models = CODECS[_dialect_of(exchange)].models(gateway.models(), gateway.created)
             exchange.reply(200, [_JSON], models)
         elif path.startswith("/v1/") and not path.startswith("/v1/trimtab/") and method in _RELAYED:
             await _relay(gateway, exchange)
@@ -169,7 +170,8 @@ async def _relay(gateway: Gateway, exchange: Exchange) -> None:
         where = scope_of(tenant, head.ours)
         gateway.access.allow(head.secret, where.route)
         model = gateway.model_in(body, head.content_type)
-        target = gateway.relay_target(where.route, model, dialect)
+        ours = path == embeddings.PATH and model in embeddings.MODELS and gateway.shared.similar is not None
+        target = None if ours else gateway.relay_target(where.route, model, dialect)
     except (ClientGone, TrimtabError) as exc:
         _turn_away(gateway, _stub(gateway, dialect, path, Scope(tenant), (at, start)), exc, exchange)
         return
@@ -192,6 +194,9 @@ async def _relay(gateway: Gateway, exchange: Exchange) -> None:
         )
     )
     flight.app_stages = head.app_stages
+    if target is None:
+        await gateway.pipeline.serve(flight, exchange, embeddings.answer(body, gateway.shared.similar))
+        return
     headers = list(head.forward)
     if head.content_type:
         headers.append((b"content-type", head.content_type))

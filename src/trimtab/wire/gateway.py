@@ -15,6 +15,7 @@ from trimtab.pipeline import Pipeline
 from trimtab.ports import AnswerStore, Clock, Engine, Lever
 from trimtab.stores import ledger_db, ledger_reader
 from trimtab.types import Dialect, Target
+from trimtab.wire import embeddings
 from trimtab.wire.access import Access
 from trimtab.wire.intake import Ids
 from trimtab.wire.metrics import Metrics
@@ -87,6 +88,10 @@ class Gateway:
             self.metrics.set("trimtab_semantic_skipped_total", self.shared.similar.skipped)
         self.metrics.set("trimtab_journal_waiting_rows", self.shared.journal.waiting)
         self.metrics.set("trimtab_in_flight_requests", self.in_flight - besides)
+
+    def models(self) -> list[str]:
+        """The names that clients may use, for GET /v1/models."""
+        return [*self.targets.models(), *(embeddings.MODELS if self.shared.similar is not None else ())]
 
     def model_in(self, body: bytes, content_type: bytes) -> str:
         """The model that a passed-through JSON body names, "" where there is none."""
