@@ -232,7 +232,7 @@ class Similar(msgspec.Struct, frozen=True, gc=False):
 
 
 class Embedded(msgspec.Struct, frozen=True, gc=False):
-    """Texts as unit vectors: float32, little-endian, one text's after the other's; `tokens` is what was read of them."""
+    """Texts as unit vectors: float32, little-endian, one after the other; `tokens` is what was read of the texts."""
 
     vectors: bytes
     tokens: int

@@ -298,6 +298,25 @@ def test_without_its_process_requests_go_on_and_then_it_is_back_with_what_it_kne
     assert b"trimtab_semantic_skipped_total" in static.get("/metrics")[1]
 
 
+def test_a_process_that_hangs_holds_up_a_few_requests_only(gateways: MakeGateway, librarian: Librarian) -> None:
+    gateway = gateways(config(librarian.port, mode="static", threshold=0.75), ready_s=180)
+    gateway.write_config(config(librarian.port, mode="static", threshold=0.75).replace("5000", "200"))
+    gateway.signal(signal.SIGHUP)
+    teach(gateway, "How can I return goods?")
+    (pid,) = gateway.children("trimtab-similar")
+    os.kill(pid, signal.SIGSTOP)
+    workflow = new_id()
+    for _ in range(20):
+        assert cache_of(ask(gateway, "How can I return goods?", {"x-trimtab-workflow": workflow})) == "bypass"
+    waits = [
+        json.loads(row["detail"])["stages"]["semantic_cache"] > 0.1
+        for row in gateway.ledger(workflow=workflow, count=20)
+    ]
+    assert sum(waits) < 15  # three, and then one a second
+    os.kill(pid, signal.SIGCONT)
+    teach(gateway, "How can I return goods?")
+
+
 def test_shadow_never_answers_and_promise_stays_closed_at_first(gateways: MakeGateway, librarian: Librarian) -> None:
     routes = '\n[routes.bot.levers.semantic_cache]\nmode = "promise"\n'
     gateway = gateways(config(librarian.port, mode="shadow") + routes, ready_s=180)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from itertools import count
 from pathlib import Path
 from typing import Final
@@ -29,6 +30,7 @@ from trimtab.types import Asked, Embedded, ReuseTerms, Similar, Stored
 _log = logging.getLogger("trimtab.similar")
 
 _RETRY_S: Final = 1.0
+_MOST_LATE: Final = 3
 _MOST_UNSENT_BYTES: Final = 8 << 20
 _MOST_TOKENS: Final = 20_000  # most of a hit's never come back, and those of requests that failed
 
@@ -44,14 +46,22 @@ class Client:
         self._tokens: set[int] = set()  # of this connection
         self._task: asyncio.Task[None] | None = None
         self.skipped = 0  # questions that went without
+        self._late = 0  # in a row
+        self._again_at = 0.0  # monotonic; until then nothing is asked of one that hangs
 
     async def look(self, asked: Asked, terms: ReuseTerms, timeout_s: float) -> Similar | None:
         """What is known of a question; None when there is no answer in time."""
-        n = next(self._count)
-        found = await self._ask(n, Look(n, asked, terms), timeout_s)
-        if not isinstance(found, Found):
+        n, now = next(self._count), time.monotonic()
+        if self._late >= _MOST_LATE and now < self._again_at:  # it hangs: not every request is to wait for that
             self.skipped += 1
             return None
+        self._again_at = now + _RETRY_S
+        found = await self._ask(n, Look(n, asked, terms), timeout_s)
+        if not isinstance(found, Found):
+            self._late += 1
+            self.skipped += 1
+            return None
+        self._late = 0
         if len(self._tokens) >= _MOST_TOKENS:
             self._tokens.clear()
         self._tokens.add(found.similar.token)
