@@ -11,6 +11,7 @@ from trimtab.protocols.codec import Codec, Parsed, ReplyFacts, Scanner, StreamDe
 from trimtab.protocols.translate import (
     CODECS,
     StreamTranslator,
+    answer_text,
     translate_error,
     translate_reply,
     translate_request,
@@ -25,6 +26,7 @@ __all__ = [
     "StreamDecoder",
     "StreamEncoder",
     "StreamTranslator",
+    "answer_text",
     "translate_error",
     "translate_reply",
     "translate_request",
