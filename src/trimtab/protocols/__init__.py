@@ -12,6 +12,7 @@ from trimtab.protocols.codec import Codec, Parsed, ReplyFacts, Scanner, StreamDe
 from trimtab.protocols.translate import (
     CODECS,
     StreamTranslator,
+    answer_text,
     translate_error,
     translate_reply,
     translate_request,
@@ -26,6 +27,7 @@ __all__ = [
     "StreamDecoder",
     "StreamEncoder",
     "StreamTranslator",
+    "answer_text",
     "translate_error",
     "translate_reply",
     "translate_request",

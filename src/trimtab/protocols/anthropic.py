@@ -12,7 +12,15 @@ from trimtab.protocols import anthropic_chat, anthropic_stream
 from trimtab.protocols.anthropic_deltas import AnthropicStreamDecoder, AnthropicStreamEncoder
 from trimtab.protocols.chat import ChatReply, ChatRequest
 from trimtab.protocols.codec import Parsed, ReplyFacts
-from trimtab.protocols.envelope import check_messages, decode_fields, given, take_metadata, take_model, take_stream
+from trimtab.protocols.envelope import (
+    check_messages,
+    decode_fields,
+    given,
+    joined_text,
+    take_metadata,
+    take_model,
+    take_stream,
+)
 from trimtab.protocols.sse import write_event
 from trimtab.protocols.usage import anthropic_usage
 from trimtab.types import Dialect, Usage
@@ -114,6 +122,18 @@ class AnthropicCodec:
             ok=bool(reply.stop_reason),
             text_chars=sum(_chars(block) for block in reply.content),
         )
+
+    def answer_text(self, body: bytes) -> str | None:
+        """See `Codec.answer_text`; thinking blocks are reasoning."""
+        try:
+            reply = msgspec.json.decode(body, type=dict[str, Any])
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return None
+        content = reply.get("content")
+        if reply.get("type") != "message" or reply.get("stop_reason") == "refusal" or not isinstance(content, list):
+            return None
+        thoughts = ("thinking", "redacted_thinking")
+        return joined_text([b for b in content if not (isinstance(b, dict) and b.get("type") in thoughts)])
 
     def assemble(self, sse: bytes, *, usage: Usage | None = None) -> bytes:
         """See `Codec.assemble`; streams always carry usage here."""

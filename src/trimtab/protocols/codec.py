@@ -141,6 +141,14 @@ class Codec(Protocol):
         """Facts of a buffered 200 body. Raises UpstreamInvalid when it is no reply of this dialect."""
         ...
 
+    def answer_text(self, body: bytes) -> str | None:
+        """The words of a buffered 200 body, if plain text is all there is to the answer; reasoning is left out.
+
+        None for tool calls, refusals and filtered answers, several choices, other kinds of content, no text at all, and
+        a body that is no reply of this dialect.
+        """
+        ...
+
     def assemble(self, sse: bytes, *, usage: Usage | None = None) -> bytes:
         """A whole stream to the buffered reply's body; `usage` is put in where the stream's was stripped.
 

@@ -205,6 +205,17 @@ def objects(value: Any) -> list[dict[str, Any]]:
     return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
 
 
+def joined_text(content: Any) -> str | None:
+    """The text of a string, or of an array that holds nothing but text parts; None for all else, and where it is blank.
+    """  # fmt: skip
+    if isinstance(content, list):
+        parts = [mapping(part) for part in content]
+        if not all(part.get("type") == "text" and isinstance(part.get("text"), str) for part in parts):
+            return None
+        content = "".join([part["text"] for part in parts])
+    return content if isinstance(content, str) and content.strip() else None
+
+
 def index_of(obj: dict[str, Any], default: int = 0) -> int:
     """The `index` of a part of a stream."""
     index = obj.get("index")

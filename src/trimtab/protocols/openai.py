@@ -14,6 +14,7 @@ from trimtab.protocols.envelope import (
     check_messages,
     decode_fields,
     given,
+    joined_text,
     take_metadata,
     take_model,
     take_stream,
@@ -43,6 +44,8 @@ class _Message(msgspec.Struct):
     reasoning_content: Any = None
     reasoning: Any = None
     tool_calls: list[_ToolCall] | None = None
+    function_call: Any = None
+    audio: Any = None
 
 
 class _Choice(msgspec.Struct):
@@ -125,6 +128,20 @@ class OpenAICodec:
             ok=bool(finishes) and all(finishes),
             text_chars=0 if usage is not None else sum([_chars(choice.message) for choice in reply.choices]),
         )
+
+    def answer_text(self, body: bytes) -> str | None:
+        """See `Codec.answer_text`; content in parts, as some servers send it, is joined."""
+        try:
+            reply = _REPLY.decode(body)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return None
+        if len(reply.choices) != 1:
+            return None
+        message = reply.choices[0].message
+        other = message.refusal or message.tool_calls or message.function_call or message.audio
+        if other or reply.choices[0].finish_reason == "content_filter":
+            return None
+        return joined_text(message.content)
 
     def assemble(self, sse: bytes, *, usage: Usage | None = None) -> bytes:
         """See `Codec.assemble`."""

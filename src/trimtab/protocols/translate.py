@@ -28,6 +28,11 @@ def translate_reply(body: bytes, source: Dialect, target: Dialect, *, created: i
     return CODECS[target].encode_reply(CODECS[source].decode_reply(body), model="", created=created)
 
 
+def answer_text(body: bytes, dialect: Dialect) -> str | None:
+    """The words of a buffered reply that is nothing but text, else None: see `Codec.answer_text`."""
+    return CODECS[dialect].answer_text(body)
+
+
 def translate_error(body: bytes, source: Dialect, target: Dialect, status: int, request_id: str) -> bytes:
     """An engine's error body (source) to the client's dialect (target); one without a message gets a plain one."""
     message, code, param = CODECS[source].read_error(body) or (

@@ -20,10 +20,11 @@ _COUNTING: Final = """
     zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen
     eighteen nineteen twenty
 """
-_NUMBER_WORDS: Final = {word: str(value) for value, word in enumerate(_COUNTING.split())} | {
+NUMBER_WORDS: Final = {word: str(value) for value, word in enumerate(_COUNTING.split())} | {
     **{"thirty": "30", "forty": "40", "fifty": "50", "sixty": "60", "seventy": "70", "eighty": "80", "ninety": "90"},
     **{"hundred": "100", "thousand": "1000", "million": "1000000", "half": "0.5", "twice": "2x", "double": "2x"},
 }
+"""Words for numbers, and their digits; a factor such as "twice" ends in x."""
 _UNSURE_NUMBERS: Final = frozenset({"one", "zero"})  # "which one" is no number
 
 _NEGATIONS: Final = _words("""
@@ -96,7 +97,7 @@ def profile(text: str) -> Profile:
     words = [match.group().lower().replace("’", "'") for match in found]
     bare = [word.replace("'", "") for word in words]
     numbers = {number.replace(",", "").strip(".-/:") for number in _NUMBER.findall(text)}
-    numbers |= {_NUMBER_WORDS[word] for word in bare if word in _NUMBER_WORDS and word not in _UNSURE_NUMBERS}
+    numbers |= {NUMBER_WORDS[word] for word in bare if word in NUMBER_WORDS and word not in _UNSURE_NUMBERS}
     stems = tuple(_stem(word.split("'")[0]) for word in words)
     content = frozenset(stem for stem, word in zip(stems, bare, strict=True) if word not in _STOP)
     return Profile(
