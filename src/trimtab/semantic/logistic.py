@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 
 _STEPS: Final = 25
+_LONGEST: Final = 4.0  # of a step, so that a bad start does not overshoot
 _FOLDS: Final = 5
-_TOLERANCE: Final = 1e-6
+_TOLERANCE: Final = 1e-4  # of the last step; the error left is about its square
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +65,12 @@ def fit(
     if start is None:
         share = float(np.clip((weight * y).sum() / weight.sum(), 0.01, 0.99))
         start = np.append(np.zeros(x.shape[1]), np.log(share / (1 - share)))
-    beta = _newton(design, y, weight, start, prior, np.zeros(len(start)), longest=4.0)
+    beta = _newton(design, y, weight, start, prior, np.zeros(len(start)))
     return Logistic(mean, scale, beta[:-1], float(beta[-1]))
 
 
-def _newton(
-    design: Floats, y: Floats, weight: Floats, start: Floats, prior: Floats, centre: Floats, *, longest: float
-) -> Floats:
-    """Coefficients of the likeliest model, each held to its `centre` by `prior`; no step is longer than `longest`."""
+def _newton(design: Floats, y: Floats, weight: Floats, start: Floats, prior: Floats, centre: Floats) -> Floats:
+    """Coefficients of the likeliest model, each held to its `centre` by `prior`."""
     beta = start.copy()
     for _ in range(_STEPS):
         p = sigmoid(design @ beta)
@@ -80,7 +79,7 @@ def _newton(
         curve[np.diag_indices(len(beta))] += prior
         step = np.linalg.solve(curve, slope)
         size = float(np.abs(step).max())
-        beta -= step * min(1.0, longest / max(size, 1e-12))
+        beta -= step * min(1.0, _LONGEST / max(size, 1e-12))
         if size < _TOLERANCE:
             break
     return beta
@@ -109,5 +108,5 @@ def fit_calibrated(
 def _platt(logits: Floats, y: Floats, weight: Floats) -> tuple[float, float]:
     design = np.column_stack((logits, np.ones(len(logits))))
     identity = np.array([1.0, 0.0])
-    slope, shift = _newton(design, y, weight, identity, np.array([4.0, 0.5]), identity, longest=2.0)
+    slope, shift = _newton(design, y, weight, identity, np.array([4.0, 0.5]), identity)
     return float(np.clip(slope, 0.2, 1.2)), float(shift)
