@@ -9,7 +9,6 @@ Without enough labels no limit holds, and the cache stays closed. `strict` also 
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections import deque
 from dataclasses import dataclass
@@ -18,9 +17,11 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from trimtab.semantic import saved
 from trimtab.semantic.bounds import poisson_at_least, share_upper
 from trimtab.semantic.logistic import Calibrated, fit_calibrated
 from trimtab.semantic.proof import Proof
+from trimtab.semantic.rows import Rows, Rows32
 
 Floats = NDArray[np.float64]
 
@@ -32,7 +33,6 @@ _RECENT: Final = 1000  # requests whose evidence says what is to come
 _CHOOSE_EVERY: Final = 25  # requests
 _RIDGE: Final = 3.0
 _MARGIN: Final = 1.28  # standard errors: about nine in ten
-_PRIOR_TRUST: Final = 20.0  # wrong labels' worth of knowledge about them before any is seen
 _MENDING: Final = 0.4  # of the promise: what hits may cost while the share so far leaves no room
 _PRIOR_WRONG: Final = 3.0  # wrong labels' worth of trust in the model's own probabilities
 _HORIZON: Final = 1000  # requests ahead that a limit must be good for
@@ -42,6 +42,8 @@ _LABELS_WATCHED: Final = 80
 _ALARM: Final = 0.003  # chance of a false alarm at one look
 _SURPRISE: Final = 4.0  # standard errors
 _KEPT_AFTER_DRIFT: Final = 120
+_WRONG, _AT, _P_WRONG, _EVIDENCE = range(4)  # columns of a label
+_CHECKED: Final = 3  # columns of what a model was checked on
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,14 +74,6 @@ class Ruling:
     audit: bool
 
 
-@dataclass(slots=True)
-class _Label:
-    values: Floats
-    wrong: bool
-    at: int  # the request's number
-    p_wrong: float  # as estimated before the label was known; negative if no model was there
-
-
 class Promise:
     """Decides, and learns from verdicts. Deterministic given its terms and calls; not thread-safe.
 
@@ -96,12 +90,12 @@ class Promise:
         self.audited_wrong = 0
         self.alarms = 0
         self.limit = CLOSED
-        self._random = np.random.default_rng(terms.seed)
-        self._labels: deque[_Label] = deque(maxlen=_MOST_LABELS)
-        self._recent: deque[Floats] = deque(maxlen=_RECENT)
+        self._random = np.random.PCG64(terms.seed)
+        self._drawn = 0  # random numbers so far
+        self._labels = Rows(_MOST_LABELS)  # wrong, at, p_wrong, then evidence
+        self._recent = Rows(_RECENT)  # evidence
         self._model: Calibrated | None = None
-        self._fitted_wrong: Floats = np.empty(0)  # of the labels that the model was fitted on
-        self._fitted_weights: Floats = np.empty(0)
+        self._checked: Rows32 = np.empty((0, _CHECKED), np.float32)  # held-out probability, wrong, weight; lowest first
         self._unfitted = 0
         self._expected_wrong = 0.0  # of all hits, by the model as it was
         self._audits_expected = 0.0  # the same of the audited ones
@@ -126,7 +120,7 @@ class Promise:
             self._choose()
         p_wrong = float(self._model.probability(values[None, :])[0])
         hit = p_wrong <= self.limit
-        audit = bool(self._random.random() < self.terms.audit)
+        audit = self._draw() < self.terms.audit
         if hit:
             self.hits += 1
             self._expected_wrong += p_wrong
@@ -135,7 +129,8 @@ class Promise:
     def label(self, values: Floats, ruling: Ruling, wrong: bool) -> None:
         """Learn whether reuse was, or would have been, wrong: of an audited hit, or of a miss that was compared."""
         known = self._model is not None
-        self._labels.append(_Label(values, wrong, self.requests, ruling.p_wrong if known else CLOSED))
+        about = (float(wrong), float(self.requests), ruling.p_wrong if known else CLOSED)
+        self._labels.append(np.array(about), values)
         self._unfitted += 1
         if ruling.hit:
             self.audits += 1
@@ -146,17 +141,80 @@ class Promise:
             self._since_alarm += 1
         if self._proof is not None and known:
             self._proof.see(ruling.p_wrong, wrong)
+        due = self._unfitted >= max(25, len(self._labels) // 20)
+        if not due and self.limit < 0:
+            return
         surprise = self._surprise() if known else 0.0
         if self.limit >= 0 and (surprise > _SURPRISE or self._audits_alarm()):
             self._close()
-        elif self._unfitted >= max(25, len(self._labels) // 20):
+        elif due:
             if surprise < -_SURPRISE:  # far better than the model thinks: what it was fitted on is over
                 self._forget()
             self._refit()
 
+    def save(self) -> bytes:
+        """All that it knows, for `load`: 80 to 130 bytes a label and a recent request at 19 numbers each, so 0.4 MB."""
+        state = saved.Saved(
+            max_wrong=self.terms.max_wrong,
+            requests=self.requests,
+            hits=self.hits,
+            audits=self.audits,
+            audited_wrong=self.audited_wrong,
+            alarms=self.alarms,
+            drawn=self._drawn,
+            unfitted=self._unfitted,
+            limit=self.limit,
+            expected_wrong=self._expected_wrong,
+            audits_expected=self._audits_expected,
+            since_alarm=self._since_alarm,
+            watched=list(self._watched),
+            labels=saved.block(self._labels.all),
+            recent=saved.block(self._recent.all),
+            checked=saved.block(self._checked),
+            model=None if self._model is None else saved.model(self._model),
+            proof=None if self._proof is None else self._proof.save(),
+        )
+        return saved.encode(state)
+
+    @classmethod
+    def load(cls, terms: Terms, data: bytes, *, features: int | None = None) -> Promise:
+        """A promise that goes on where another stood when it was saved: under the same terms it rules alike.
+
+        The terms may be others than then. All counts stay, the limit is found anew, and a strict proof begins anew.
+        Raises ValueError for bytes of another format, and for evidence of another width than `features`, if given.
+        """
+        state = saved.decode(data)
+        labels, recent, checked = saved.rows(state.labels), saved.rows(state.recent), saved.rows(state.checked)
+        width = _width(labels, recent, features)
+        if checked.shape[1] != _CHECKED:
+            raise ValueError(f"rows of {checked.shape[1]} numbers, not of {_CHECKED}")
+        promise = cls(terms)
+        promise.requests, promise.hits, promise.alarms = state.requests, state.hits, state.alarms
+        promise.audits, promise.audited_wrong, promise.limit = state.audits, state.audited_wrong, state.limit
+        promise._expected_wrong, promise._audits_expected = state.expected_wrong, state.audits_expected
+        promise._unfitted, promise._since_alarm = state.unfitted, state.since_alarm
+        promise._watched.extend(state.watched)
+        promise._drawn = state.drawn
+        promise._random.advance(state.drawn)
+        promise._labels.replace(labels)
+        promise._recent.replace(recent)
+        promise._checked = checked
+        promise._model = None if state.model is None else saved.calibrated(state.model, width)
+        promise._resume_proof(state)
+        return promise
+
+    def _resume_proof(self, state: saved.Saved) -> None:
+        """Go on with the proof if it was of this promise, and find the limit anew if the terms are others."""
+        same = state.max_wrong == self.terms.max_wrong
+        if self._proof is not None and state.proof is not None and same:
+            self._proof = Proof.load(self.terms.max_wrong, state.proof)
+        if not same or (self._proof is None) != (state.proof is None):
+            self._choose()
+
     def _refit(self) -> None:
         self._unfitted = 0
-        y = np.array([label.wrong for label in self._labels], dtype=np.float64)
+        labels = self._labels.all.astype(np.float64)
+        y = labels[:, _WRONG]
         wrong = int(y.sum())
         if len(y) < _LEAST_LABELS or len(y) - wrong < _LEAST_EACH:
             return
@@ -166,34 +224,32 @@ class Promise:
             if self._since_alarm < _LEAST_LABELS:
                 return
             self._since_alarm = None
-        x = np.stack([label.values for label in self._labels])
         # Early evidence came from a small memory, in which the same numbers meant less.
-        weights = np.array([label.at for label in self._labels]) / self.requests
-        self._model, self._fitted_wrong = fit_calibrated(x, y, ridge=_RIDGE, row_weights=weights), y
-        self._fitted_weights = weights
+        weights = labels[:, _AT] / self.requests
+        self._model, held_out = fit_calibrated(labels[:, _EVIDENCE:], y, ridge=_RIDGE, row_weights=weights)
+        # Fewer labels lie below a limit: more of them have to count.
+        checked = np.column_stack((held_out, y, np.sqrt(weights)))
+        self._checked = checked[np.argsort(held_out, kind="stable")].astype(np.float32)
         self._choose()
 
     def _choose(self) -> None:
         """Set the limit: the highest that the margin allows, else closed."""
         self.limit = CLOSED
-        model = self._model
-        if model is None or self._since_alarm is not None or not self._recent:
+        if self._model is None or self._since_alarm is not None or not len(self._recent):
             return
         target = self.terms.max_wrong
-        p = np.sort(model.probability(np.stack(self._recent)))
+        p = np.sort(self._model.probability(self._recent.all.astype(np.float64)))
         ahead = _HORIZON / len(p)
-        order = np.argsort(model.held_out, kind="stable")
-        held_out = model.held_out[order]
+        held_out, was_wrong, weight = self._checked.astype(np.float64).T
         # A fold's model saw fewer labels and is less sure: a tenth of the promise makes up for it.
         below = np.searchsorted(held_out, p + 0.1 * target, side="right")
-        weights = np.sqrt(self._fitted_weights[order])  # fewer labels lie below a limit: more of them have to count
-        found = np.append(0.0, np.cumsum(weights * self._fitted_wrong[order]))[below]
-        believed = np.append(0.0, np.cumsum(weights * held_out))[below]
+        found = np.append(0.0, np.cumsum(weight * was_wrong))[below]
+        believed = np.append(0.0, np.cumsum(weight * held_out))[below]
         correction = (found + _PRIOR_WRONG) / (believed + _PRIOR_WRONG)
         hits = np.arange(1, len(p) + 1) * ahead
         coming = np.cumsum(p) * ahead * correction
         total = self.wrong_estimate + coming
-        doubt = 1 / (found + _PRIOR_TRUST)
+        doubt = 1 / (found + _PRIOR_WRONG)
         safe = total + _MARGIN * np.sqrt(total + total**2 * doubt) <= target * (self.hits + hits)
         safe &= coming <= target * hits
         # More hits that are nearly all right mend a share that stands too high; to close would keep it there.
@@ -206,8 +262,14 @@ class Promise:
         if self._proof is not None:
             self.limit = min(self.limit, self._proof.limit)
 
+    def _draw(self) -> float:
+        """A random number from 0 to 1, made as NumPy makes it; how many there were says where the generator stands."""
+        self._drawn += 1
+        return float(self._random.random_raw() >> 11) * 2.0**-53
+
     def _audit_ratio(self) -> float:
-        return (self.audited_wrong + _PRIOR_WRONG) / (self._audits_expected + _PRIOR_WRONG)
+        """By how much audits found more wrong than the model said. Few audits cannot say that it was too careful."""
+        return max(1.0, (self.audited_wrong + _PRIOR_WRONG) / (self._audits_expected + _PRIOR_WRONG))
 
     def _audits_alarm(self) -> bool:
         """Whether the last audits found far more wrong than the model said, and than was promised."""
@@ -217,11 +279,12 @@ class Promise:
 
     def _surprise(self) -> float:
         """By how many standard errors the last labels were worse than the model had said of them."""
-        last = [label for label in itertools.islice(reversed(self._labels), _LABELS_WATCHED) if label.p_wrong >= 0]
-        if len(last) < _LABELS_WATCHED:
+        last = self._labels.all[-_LABELS_WATCHED:, :_EVIDENCE].astype(np.float64)
+        p = last[:, _P_WRONG]
+        if len(last) < _LABELS_WATCHED or p.min() < 0:
             return 0.0
-        more = sum(label.wrong - label.p_wrong for label in last)
-        return more / math.sqrt(sum(label.p_wrong * (1 - label.p_wrong) for label in last) + 1)
+        more = float(last[:, _WRONG].sum() - p.sum())
+        return more / math.sqrt(float((p * (1 - p)).sum()) + 1)
 
     def _close(self) -> None:
         """Close until there are enough labels from after the drift: misses, of which there are many then.
@@ -233,10 +296,19 @@ class Promise:
         self._since_alarm = 0
         self._watched.clear()
         self._forget()
-        self._recent.clear()
+        self._recent.keep_last(0)
         if self._proof is not None:
             self._proof = Proof(self.terms.max_wrong)
 
     def _forget(self) -> None:
-        while len(self._labels) > _KEPT_AFTER_DRIFT:
-            self._labels.popleft()
+        self._labels.keep_last(_KEPT_AFTER_DRIFT)
+
+
+def _width(labels: Rows32, recent: Rows32, features: int | None) -> int:
+    """How many numbers evidence has. Raises ValueError if labels, recent requests and `features` do not agree on it."""
+    widths = {rows.shape[1] - more for rows, more in ((labels, _EVIDENCE), (recent, 0)) if len(rows)}
+    if features is not None:
+        widths.add(features)
+    if len(widths) > 1 or min(widths, default=1) < 1:
+        raise ValueError(f"evidence cannot be of {' and '.join(map(str, sorted(widths)))} numbers")
+    return next(iter(widths), 0)

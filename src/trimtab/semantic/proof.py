@@ -6,6 +6,7 @@ import math
 from typing import Final
 
 from trimtab.semantic.bounds import share_upper
+from trimtab.semantic.saved import Ladder
 
 _RISK: Final = 0.05  # that any limit is ever used that breaks the promise, while questions stay as they are
 _RUNGS: Final = (0.1, 0.2, 0.4, 0.7, 1.0, 1.5, 2.2, 3.0)  # limits on the estimated probability, times the promise
@@ -43,6 +44,21 @@ class Proof:
             self._wrong[n] += wrong
             if self._labels[n] >= self._next_look[n]:
                 self._look(n)
+
+    def save(self) -> Ladder:
+        """All that it has seen."""
+        return Ladder([*self._labels], [*self._wrong], [*self._next_look], [*self._looks], [*self._proven])
+
+    @classmethod
+    def load(cls, max_wrong: float, saved: Ladder) -> Proof:
+        """A proof as it was saved, for the same promise. Raises ValueError if its ladder had other rungs."""
+        parts = (saved.labels, saved.wrong, saved.next_look, saved.looks, saved.proven)
+        if any(len(part) != len(_RUNGS) for part in parts):
+            raise ValueError(f"a proof's state without {len(_RUNGS)} rungs")
+        proof = cls(max_wrong)
+        proof._labels, proof._wrong, proof._next_look = [*saved.labels], [*saved.wrong], [*saved.next_look]
+        proof._looks, proof._proven = [*saved.looks], [*saved.proven]
+        return proof
 
     def _look(self, n: int) -> None:
         self._looks[n] += 1
