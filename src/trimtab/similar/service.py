@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from trimtab.ports import Clock
 from trimtab.protocols import answer_text
 from trimtab.semantic.embed import Embedder
-from trimtab.semantic.evidence import Query
+from trimtab.semantic.evidence import FEATURES, Query
 from trimtab.semantic.fixed import Fixed
 from trimtab.semantic.groups import Row
 from trimtab.semantic.judge import Outcome, cascade
@@ -37,8 +37,8 @@ from trimtab.types import Asked, Embedded, ReuseTerms, Similar
 _log = logging.getLogger("trimtab.similar")
 
 _MOST_PENDING: Final = 10_000  # questions whose answers are awaited
-_MOST_VECTORS: Final = 4096  # of answers, in memory
 _MOST_CONTEXTS: Final = 2000  # in memory
+_LEARNED_S: Final = 20.0  # what a promise knows is some 0.4 MB
 _MOST_ANSWER_BYTES: Final = 1 << 20
 
 Rule = Promise | Fixed
@@ -54,6 +54,7 @@ class _Side:
         self.terms = terms
         self.rule = _rule(terms)
         self.dirty = False
+        self.saved_at = 0.0  # monotonic
         self.entries = 0
 
     def agree(self, terms: ReuseTerms) -> None:
@@ -71,7 +72,7 @@ class _Side:
             if isinstance(self.rule, Fixed):
                 self.rule.restore(state)
             else:
-                self.rule = Promise.load(self.rule.terms, state)
+                self.rule = Promise.load(self.rule.terms, state, features=len(FEATURES))
         except ValueError as error:
             _log.warning("what %s learned on %s cannot be read, it begins anew: %s", self.tenant, self.route, error)
 
@@ -110,10 +111,9 @@ class Service:
         self._contexts: OrderedDict[tuple[str, str, bytes], _Context] = OrderedDict()
         self._known = {(t, r, c): (id_, next_entry) for id_, t, r, c, next_entry in self._rows.contexts()}
         self._states = {(tenant, route): state for tenant, route, state in self._rows.promises()}
-        self._judge = cascade(self)
+        self._judge = cascade(accurate)
         self._pending: OrderedDict[int, _Pending] = OrderedDict()
         self._token = int.from_bytes(os.urandom(6), "little") << 16  # no former process's token means anything here
-        self._vectors: OrderedDict[str, Vectors] = OrderedDict()
         self._rows.remove_before(self._state.purged_at)
         self._rows.commit()
 
@@ -238,24 +238,6 @@ class Service:
         model = self._accurate if accurate else self._fast
         return Embedded(model.embed(texts).astype("<f4").tobytes(), model.tokens(texts))
 
-    @property
-    def dim(self) -> int:
-        """As the accurate embedder's: it stands in for it, with a memory for answers that are compared again."""
-        return self._accurate.dim
-
-    def embed(self, texts: Sequence[str]) -> Vectors:
-        """As the accurate embedder's."""
-        missing = [text for text in dict.fromkeys(texts) if text not in self._vectors]
-        if missing:
-            for text, vector in zip(missing, self._accurate.embed(missing), strict=True):
-                self._vectors[text] = vector
-        for text in texts:
-            self._vectors.move_to_end(text)
-        found = np.stack([self._vectors[text] for text in texts])
-        while len(self._vectors) > _MOST_VECTORS:
-            self._vectors.popitem(last=False)
-        return found
-
     # Forgetting
 
     def _notice_purges(self) -> None:
@@ -292,12 +274,13 @@ class Service:
 
     # Keeping
 
-    def save(self) -> None:
-        """Have on disk what was learned; called every few seconds and at the end."""
+    def save(self, *, final: bool = False) -> None:
+        """Have answers on disk, and what was learned every twenty seconds or so; all of it with `final`."""
+        now = self._clock.mono()
         for side in self._sides.values():
-            if side.dirty:
+            if side.dirty and (final or now - side.saved_at >= _LEARNED_S):
                 self._rows.save_promise(side.tenant, side.route, side.rule.save())
-                side.dirty = False
+                side.dirty, side.saved_at = False, now
         for context in self._contexts.values():
             self._write_groups(context)
         self._rows.commit()
@@ -332,7 +315,7 @@ class Service:
 
     def close(self) -> None:
         """Save and release the file."""
-        self.save()
+        self.save(final=True)
         self._rows.close()
         self._purges.close()
 
