@@ -28,8 +28,8 @@ from trimtab.semantic.embed import Embedder
 LONGEST_CHARS: Final = 4000
 LONGEST_JSON_CHARS: Final = 100_000
 # For the accurate embedder, measured by bench/judge.py. A false "same" hides a wrong hit from the promise, a false
-# "different" only costs hits: so the upper limit is strict (about one in a hundred near statements that differ is called
-# same), and the lower one lies where hardly any rewording was found.
+# "different" only costs hits: so the upper limit is strict (about one in a hundred near statements that differ is
+# called same), and the lower one lies where hardly any rewording was found.
 SAME_AT: Final = 0.92
 DIFFERENT_AT: Final = 0.5
 _PIECE_CHARS: Final = 1000  # about the 256 tokens that the accurate embedder reads
@@ -63,9 +63,10 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """A judge's word on one pair, by the judge's name. `score` is 0 (different) to 1 (same): for embeddings the cosine,
-    else 1, 0, or 0.5 for unknown.
-    """  # fmt: skip
+    """A judge's word on one pair, and the judge's name.
+
+    `score` is 0 (different) to 1 (same): for embeddings the cosine, else 1, 0, or 0.5 for unknown.
+    """
 
     outcome: Outcome
     judge: str
