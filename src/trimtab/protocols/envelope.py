@@ -206,8 +206,7 @@ def objects(value: Any) -> list[dict[str, Any]]:
 
 
 def joined_text(content: Any) -> str | None:
-    """The text of a string, or of an array that holds nothing but text parts; None for all else, and where it is blank.
-    """  # fmt: skip
+    """The text of a string, or of an array of nothing but text parts; None for all else, and where it is blank."""
     if isinstance(content, list):
         parts = [mapping(part) for part in content]
         if not all(part.get("type") == "text" and isinstance(part.get("text"), str) for part in parts):

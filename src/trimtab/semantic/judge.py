@@ -28,8 +28,8 @@ from trimtab.semantic.embed import Embedder
 LONGEST_CHARS: Final = 4000
 LONGEST_JSON_CHARS: Final = 100_000
 # For the accurate embedder, measured by bench/judge.py. A false "same" hides a wrong hit from the promise, a false
-# "different" only costs hits: so the upper limit is strict (about one in a hundred near statements that differ reaches
-# it), and the lower one lies where no rewording of a statement was found.
+# "different" only costs hits: so the upper limit is strict (about one in a hundred near statements that differ is
+# called same), and the lower one lies where hardly any rewording was found.
 SAME_AT: Final = 0.92
 DIFFERENT_AT: Final = 0.5
 _PIECE_CHARS: Final = 1000  # about the 256 tokens that the accurate embedder reads
@@ -63,9 +63,10 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """A judge's word on one pair, by the judge's name. `score` is 0 (different) to 1 (same): for embeddings the cosine,
-    else 1, 0, or 0.5 for unknown.
-    """  # fmt: skip
+    """A judge's word on one pair, and the judge's name.
+
+    `score` is 0 (different) to 1 (same): for embeddings the cosine, else 1, 0, or 0.5 for unknown.
+    """
 
     outcome: Outcome
     judge: str
@@ -298,12 +299,11 @@ class EmbeddingJudge:
         elif cosine <= self.limits.different_at:
             # "France" and "in north-western France" are far apart, yet the one holds all the words of the other.
             same = None if _within(ours, theirs) else False
-        elif ours.cut or theirs.cut:
-            pass
-        elif (contradict := _contradict(ours, theirs)) is True:
+        elif _opposed(ours, theirs):
             same = False
-        elif contradict is False and cosine >= self.limits.same_at:
-            same = True
+        elif cosine >= self.limits.same_at and not ours.cut and not theirs.cut:
+            contradict = _contradict(ours, theirs)
+            same = None if contradict is None else not contradict
         outcome = verdict(self.name, same).outcome
         return Verdict(outcome, self.name, min(max(cosine, 0.0), 1.0))
 
@@ -357,8 +357,6 @@ def _opening(text: str) -> bool | None:
 def _contradict(ours: _Words, theirs: _Words) -> bool | None:
     """Whether words show that two near answers differ; None if they cast a doubt."""
     one, other = ours.profile, theirs.profile
-    if ours.opening is not None and theirs.opening is not None and ours.opening != theirs.opening:
-        return True
     if lexical.number_mismatch(one, other) == 1.0:
         return True
     if ours.identifiers - theirs.identifiers and theirs.identifiers - ours.identifiers:
@@ -371,6 +369,10 @@ def _contradict(ours: _Words, theirs: _Words) -> bool | None:
     if one.negated != other.negated:
         return True if words <= _NEGATED_WORDS else None
     return False
+
+
+def _opposed(ours: _Words, theirs: _Words) -> bool:
+    return ours.opening is not None and theirs.opening is not None and ours.opening != theirs.opening
 
 
 def _unlike_words(ours: _Words, theirs: _Words) -> bool:
