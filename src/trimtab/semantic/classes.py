@@ -74,7 +74,7 @@ class GroupModel:
         """
         z = self.embed(x)
         n = sizes.astype(np.float32)[:, None]
-        # vecdot stays on this thread; BLAS would spread even 15 rows over all processors, and wait 12 ms for a busy one.
+        # vecdot stays on this thread; BLAS would spread even 15 rows over all processors, and wait for a busy one.
         centre = np.vecdot((sums - n * self._mean)[:, None], self._map)
         gain = self._between / (n * self._between + 1.0)
         centre *= gain
