@@ -4,7 +4,7 @@ PY ?= $(shell tools/pick-python)
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test check lock bench-overhead bench-promise bench-replay bench-replay-referee bench-semantic bench-telemetry bench-traces clean
+.PHONY: help demo test check lock bench-overhead bench-promise bench-replay bench-replay-referee bench-semantic bench-semantic-latency bench-telemetry bench-traces clean
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 22
 
@@ -56,6 +56,10 @@ bench-promise: $(VENV)/.dev ## how often does the semantic cache's promise break
 bench-semantic: $(VENV)/.dev ## does the semantic cache keep its promise: DATA=folder of public questions (fifteen minutes)
 	@test -n "$(DATA)" || { echo "say where the questions are: make bench-semantic DATA=folder (see bench/README.md)"; exit 2; }
 	@$(BIN)/python bench/semantic.py --data $(DATA)
+
+bench-semantic-latency: $(VENV)/.dev ## how long a look-up takes among 100,000 and 1,000,000 questions: DATA=folder (ten minutes)
+	@test -n "$(DATA)" || { echo "say where the questions are: make bench-semantic-latency DATA=folder (see bench/README.md)"; exit 2; }
+	@$(BIN)/python bench/semantic_latency.py --data $(DATA)
 
 clean: ## remove the environment and caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis dist

@@ -20,8 +20,8 @@ ROOT = HERE.parent.parent
 CACHE = ROOT / ".bench"
 
 
-def install_python_peer(package: str) -> str:
-    """Have `package` in an environment of its own, on the Python that Trimtab runs on; the version installed.
+def install_python_peer(package: str, *more: str) -> str:
+    """Have `package` in an environment of its own, with `more`, on the Python that runs Trimtab; the version installed.
 
     One that another Python made is made anew: how an interpreter was built changes every figure by a fifth. So is one
     that was pinned to another version.
@@ -33,7 +33,7 @@ def install_python_peer(package: str) -> str:
     made_by = " ".join(filter(None, (os.path.realpath(sys.executable), pin)))
     if not mark.exists() or mark.read_text() != made_by:
         quiet([sys.executable, "-m", "venv", "--clear", str(venv)])
-        quiet([str(venv / "bin" / "pip"), "install", "-q", "--disable-pip-version-check", package])
+        quiet([str(venv / "bin" / "pip"), "install", "-q", "--disable-pip-version-check", package, *more])
         mark.write_text(made_by)
     code = f"import importlib.metadata as m; print(m.version({name!r}))"
     return quiet([str(venv / "bin" / "python"), "-c", code]).strip()

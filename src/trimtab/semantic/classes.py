@@ -23,7 +23,7 @@ _FORGET: Final = 0.995
 
 
 class GroupModel:
-    """Log-odds of groups for a question. Not thread-safe; `fit` costs some 0.1 s, `score` less than a millisecond."""
+    """Log-odds of groups for a question. Not thread-safe; `fit` costs 0.2 s at 10,000 questions, `score` 0.2 ms."""
 
     def __init__(self) -> None:
         self.ready = False
@@ -74,7 +74,8 @@ class GroupModel:
         """
         z = self.embed(x)
         n = sizes.astype(np.float32)[:, None]
-        centre = (sums - n * self._mean) @ self._map.T
+        # vecdot stays on this thread; BLAS would spread even 15 rows over all processors, and wait for a busy one.
+        centre = np.vecdot((sums - n * self._mean)[:, None], self._map)
         gain = self._between / (n * self._between + 1.0)
         centre *= gain
         spread = 1.0 + gain
