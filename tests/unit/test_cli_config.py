@@ -115,6 +115,7 @@ tenant = "acme"
         "  models   fast: openai as gpt-4o-mini",
         "  routes   support",
         "  levers   exact_cache: on, off on support",
+        "           semantic_cache: off",
         "  keys     acme: tenant acme",
     ]
     assert "shh" not in result.output

@@ -22,6 +22,7 @@ from trimtab.semantic.judge import (
     StructuredJudge,
     Verdict,
     cascade,
+    declines,
     plain,
 )
 from trimtab.semantic.llm_judge import llm_request, llm_verdict
@@ -390,3 +391,23 @@ def test_replies_of_a_model(text, outcome):
     found = llm_verdict(text)
     assert (found.outcome, found.judge) == (outcome, "llm")
     assert found.score == {SAME: 1.0, DIFFERENT: 0.0, UNKNOWN: 0.5}[outcome]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("I'm sorry, but I can't help with that.", True),
+        ("I’m sorry, I cannot answer this question.", True),
+        ("As an AI language model, I have no opinions.", True),
+        ("I don't know.", True),
+        ("Unfortunately, I have no information about that.", True),
+        ("I am unable to assist you with this request.", True),
+        ("Sorry to hear that your card was declined. Try it again in an hour.", False),
+        ("I have sent the form.", False),
+        ("You cannot return opened goods.", False),
+        ("I can't stress enough: change your password.", False),
+        ("I'm sorry, I can't help. " + "But here is what is known. " * 30, False),
+    ],
+)
+def test_answers_that_say_there_is_none(text, expected):
+    assert declines(text) is expected

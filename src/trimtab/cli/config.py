@@ -101,7 +101,7 @@ def _json_report(found: Config | None, problems: list[Problem]) -> dict[str, Any
         "models": {name: model.engine for name, model in found.models.items()},
         "routes": list(found.routes),
         "capture": {name: route.capture for name, route in found.routes.items() if route.capture is not None},
-        "levers": {name: getattr(settings, "enabled", True) for name, settings in found.levers.items()},
+        "levers": {name: _is_on(settings) for name, settings in found.levers.items()},
         "keys": {name: key.tenant for name, key in found.keys.items()},
     }
 
@@ -156,9 +156,13 @@ def _model(name: str, found: Config) -> str:
     return f"{name}: {model.engine}{upstream}{fallback}"
 
 
+def _is_on(settings: Any) -> bool:
+    return bool(getattr(settings, "enabled", getattr(settings, "mode", "") != "off"))
+
+
 def _lever(name: str, found: Config) -> str:
     def state(settings: Any) -> str:
-        return "on" if getattr(settings, "enabled", True) else "off"
+        return str(getattr(settings, "mode", "on" if _is_on(settings) else "off"))
 
     own = [
         f"{state(route.levers[name])} on {route_name}"

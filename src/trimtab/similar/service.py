@@ -23,7 +23,7 @@ from trimtab.semantic.embed import Embedder
 from trimtab.semantic.evidence import FEATURES, Query
 from trimtab.semantic.fixed import Fixed
 from trimtab.semantic.groups import Row
-from trimtab.semantic.judge import Outcome, cascade
+from trimtab.semantic.judge import Outcome, cascade, declines
 from trimtab.semantic.learner import Learner
 from trimtab.semantic.learner import Look as Judged
 from trimtab.semantic.lexical import profile
@@ -204,7 +204,7 @@ class Service:
         if self._state.is_dead(said.stored) or len(said.stored.body) > _MOST_ANSWER_BYTES:
             return
         fresh = answer_text(said.stored.body, said.stored.dialect)
-        if fresh is None:
+        if fresh is None or declines(fresh):
             return
         same = self._verdicts(context, judged, fresh)
         entry = context.learner.learn(judged, same)
