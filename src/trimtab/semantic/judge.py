@@ -54,10 +54,13 @@ _POLITE: Final = frozenset(("problem", "problems", "worries", "worry", "doubt", 
 
 
 _DECLINES: Final = re.compile(
-    r"""\W*(?:as\ an?\ (?:ai|language\ model|assistant)\b
-    |(?:i(?:'|\ a)m\ )?(?:very\ |really\ |so\ )?(?:sorry|afraid)\b .{0,60} \b(?:can(?:'|no)t|can\ not|unable|not\ able|do(?:\ no|n')t)\b
-    |i\ (?:can(?:'|no)t|can\ not|do(?:\ no|n')t|am\ (?:unable|not\ able))\ (?:help|assist|answer|know|have|provide|say)\b
-    |unfortunately,?\ i\b)""",
+    r"""\W*(?:
+      as\ an?\ (?:ai|language\ model|assistant)\b
+    | (?:i'm\ |i\ am\ )?(?:very\ |really\ |so\ )?(?:sorry|afraid)\b
+      .{0,60} \b(?:can't|cannot|can\ not|unable|not\ able|don't|do\ not)\b
+    | i(?:'m|\ am)\ (?:unable|not\ able)\b
+    | i\ (?:can't|cannot|can\ not|don't|do\ not)\ (?:help|assist|answer|know|have|provide|say)\b
+    | unfortunately,?\ i\b)""",
     re.IGNORECASE | re.VERBOSE,
 )
 _LONGEST_DECLINE_CHARS: Final = 400
