@@ -76,7 +76,7 @@ def test_other_data_is_refused():
     play(promise, 300, 1)
     data = promise.save()
     parts = msgspec.msgpack.decode(data)
-    labels, recent, checked, model, proof = range(14, 19)
+    labels, recent, checked, model, proof = range(15, 20)
     nan = np.full(FEATURES + 3, np.nan, "<f4").tobytes()
     bad = (
         (changed(data, 0, 2), "format 1"),
@@ -84,8 +84,9 @@ def test_other_data_is_refused():
         (data[:-1], "format 1"),
         (data + b"x", "format 1"),
         (changed(data, 2, -1), "format 1"),
+        (changed(data, 9, float("nan")), "sums that are not finite"),
         (changed(data, labels, [FEATURES + 4, b"\0" * 4 * (FEATURES + 4)]), "3 and 4 numbers"),
-        (changed(data, recent, [FEATURES + 1, b"\0" * 4 * (FEATURES + 1)]), "3 and 4 numbers"),
+        (changed(data, recent, [FEATURES + 2, b"\0" * 4 * (FEATURES + 2)]), "3 and 4 numbers"),
         (changed(data, labels, [FEATURES + 3, nan]), "not finite"),
         (changed(data, labels, [FEATURES + 3, b"1234"]), "reshape"),
         (changed(data, labels, [0, b"1234"]), "without a width"),

@@ -34,7 +34,10 @@ _CHOOSE_EVERY: Final = 25  # requests
 _RIDGE: Final = 3.0
 _MARGIN: Final = 1.28  # standard errors: about nine in ten
 _MENDING: Final = 0.4  # of the promise: what hits may cost while the share so far leaves no room
-_PRIOR_WRONG: Final = 3.0  # wrong labels' worth of trust in the model's own probabilities
+# What is known of the cases that a model is surest of before labels tell: more of them are wrong than it believes, for
+# they were picked by its errors, too. It is worth three wrong labels, no more.
+_PRIOR_WRONG: Final = 3.0
+_PRIOR_BELIEVED: Final = 2.0
 _HORIZON: Final = 1000  # requests ahead that a limit must be good for
 _HIGHEST: Final = 0.5
 _AUDITS_WATCHED: Final = 40
@@ -43,6 +46,8 @@ _ALARM: Final = 0.003  # chance of a false alarm at one look
 _SURPRISE: Final = 4.0  # standard errors
 _KEPT_AFTER_DRIFT: Final = 120
 _WRONG, _AT, _P_WRONG, _EVIDENCE = range(4)  # columns of a label
+_SEEN: Final = 1  # columns of a recent request before its evidence
+_NO_HIT: Final = np.array((CLOSED,))
 _CHECKED: Final = 3  # columns of what a model was checked on
 
 
@@ -93,33 +98,35 @@ class Promise:
         self._random = np.random.PCG64(terms.seed)
         self._drawn = 0  # random numbers so far
         self._labels = Rows(_MOST_LABELS)  # wrong, at, p_wrong, then evidence
-        self._recent = Rows(_RECENT)  # evidence
+        self._recent = Rows(_RECENT)  # probability as a hit, or _NO_HIT; then evidence
         self._model: Calibrated | None = None
         self._checked: Rows32 = np.empty((0, _CHECKED), np.float32)  # held-out probability, wrong, weight; lowest first
         self._unfitted = 0
         self._expected_wrong = 0.0  # of all hits, by the model as it was
         self._audits_expected = 0.0  # the same of the audited ones
+        self._hindsight = 1.0  # what today's model makes of recent hits, as a multiple of what was expected of them
         self._watched: deque[tuple[float, bool]] = deque(maxlen=_AUDITS_WATCHED)
         self._since_alarm: int | None = None
         self._proof = Proof(terms.max_wrong) if terms.strict else None
 
     @property
     def wrong_estimate(self) -> float:
-        """Estimated wrong hits so far: the model's sum, corrected by what audits found."""
-        return self._expected_wrong * self._audit_ratio()
+        """Estimated wrong hits so far: the models' sum, raised by what audits found and by what labels say since."""
+        return self._expected_wrong * self._past_ratio()
 
     def rule(self, values: Floats | None) -> Ruling:
         """Decide on a request by its evidence (None: there is no candidate), shape (d,), always the same d."""
         self.requests += 1
         if values is None:
             return Ruling(False, 1.0, False)
-        self._recent.append(values)
         if self._model is None:
+            self._recent.append(_NO_HIT, values)
             return Ruling(False, 1.0, False)
         if self.requests % _CHOOSE_EVERY == 0:
             self._choose()
         p_wrong = float(self._model.probability(values[None, :])[0])
         hit = p_wrong <= self.limit
+        self._recent.append(np.array((p_wrong,)) if hit else _NO_HIT, values)
         audit = self._draw() < self.terms.audit
         if hit:
             self.hits += 1
@@ -153,7 +160,7 @@ class Promise:
             self._refit()
 
     def save(self) -> bytes:
-        """All that it knows, for `load`: 80 to 130 bytes a label and a recent request at 19 numbers each, so 0.4 MB."""
+        """All that it knows, for `load`: with evidence of 19 numbers 100 bytes a label, at most 0.4 MB, in 1 ms."""
         state = saved.Saved(
             max_wrong=self.terms.max_wrong,
             requests=self.requests,
@@ -166,6 +173,7 @@ class Promise:
             limit=self.limit,
             expected_wrong=self._expected_wrong,
             audits_expected=self._audits_expected,
+            hindsight=self._hindsight,
             since_alarm=self._since_alarm,
             watched=list(self._watched),
             labels=saved.block(self._labels.all),
@@ -194,6 +202,7 @@ class Promise:
         promise._expected_wrong, promise._audits_expected = state.expected_wrong, state.audits_expected
         promise._unfitted, promise._since_alarm = state.unfitted, state.since_alarm
         promise._watched.extend(state.watched)
+        promise._hindsight = state.hindsight
         promise._drawn = state.drawn
         promise._random.advance(state.drawn)
         promise._labels.replace(labels)
@@ -238,14 +247,20 @@ class Promise:
         if self._model is None or self._since_alarm is not None or not len(self._recent):
             return
         target = self.terms.max_wrong
-        p = np.sort(self._model.probability(self._recent.all.astype(np.float64)))
+        recent = self._recent.all.astype(np.float64)
+        then, now = recent[:, 0], self._model.probability(recent[:, _SEEN:])
+        p = np.sort(now)
         ahead = _HORIZON / len(p)
         held_out, was_wrong, weight = self._checked.astype(np.float64).T
         # A fold's model saw fewer labels and is less sure: a tenth of the promise makes up for it.
         below = np.searchsorted(held_out, p + 0.1 * target, side="right")
         found = np.append(0.0, np.cumsum(weight * was_wrong))[below]
         believed = np.append(0.0, np.cumsum(weight * held_out))[below]
-        correction = (found + _PRIOR_WRONG) / (believed + _PRIOR_WRONG)
+        correction = (found + _PRIOR_WRONG) / (believed + _PRIOR_BELIEVED)
+        was_hit = then >= 0
+        if was_hit.any():
+            anew = now * correction[np.searchsorted(p, now)]
+            self._hindsight = float(anew[was_hit].sum() / then[was_hit].sum())
         hits = np.arange(1, len(p) + 1) * ahead
         coming = np.cumsum(p) * ahead * correction
         total = self.wrong_estimate + coming
@@ -267,9 +282,9 @@ class Promise:
         self._drawn += 1
         return float(self._random.random_raw() >> 11) * 2.0**-53
 
-    def _audit_ratio(self) -> float:
-        """By how much audits found more wrong than the model said. Few audits cannot say that it was too careful."""
-        return max(1.0, (self.audited_wrong + _PRIOR_WRONG) / (self._audits_expected + _PRIOR_WRONG))
+    def _past_ratio(self) -> float:
+        """By how much more hits were wrong than models said. Few audits cannot say that they were too careful."""
+        return max(1.0, self._hindsight, (self.audited_wrong + _PRIOR_WRONG) / (self._audits_expected + _PRIOR_WRONG))
 
     def _audits_alarm(self) -> bool:
         """Whether the last audits found far more wrong than the model said, and than was promised."""
@@ -306,7 +321,7 @@ class Promise:
 
 def _width(labels: Rows32, recent: Rows32, features: int | None) -> int:
     """How many numbers evidence has. Raises ValueError if labels, recent requests and `features` do not agree on it."""
-    widths = {rows.shape[1] - more for rows, more in ((labels, _EVIDENCE), (recent, 0)) if len(rows)}
+    widths = {rows.shape[1] - more for rows, more in ((labels, _EVIDENCE), (recent, _SEEN)) if len(rows)}
     if features is not None:
         widths.add(features)
     if len(widths) > 1 or min(widths, default=1) < 1:

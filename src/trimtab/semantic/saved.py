@@ -64,6 +64,7 @@ class Saved(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
     limit: float
     expected_wrong: float
     audits_expected: float
+    hindsight: float
     since_alarm: Count | None
     watched: list[tuple[float, bool]]
     labels: Block
@@ -84,9 +85,12 @@ def encode(state: Saved) -> bytes:
 def decode(data: bytes) -> Saved:
     """The state. Raises ValueError if the bytes are of another format, or none."""
     try:
-        return _DECODER.decode(data)
+        state = _DECODER.decode(data)
     except msgspec.MsgspecError as error:
         raise ValueError(f"not a promise's state of format {FORMAT}: {error}") from error
+    if not all(map(math.isfinite, (state.limit, state.expected_wrong, state.audits_expected, state.hindsight))):
+        raise ValueError("a promise's state with sums that are not finite")
+    return state
 
 
 def block(rows: Rows32) -> Block:
