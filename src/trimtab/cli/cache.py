@@ -230,13 +230,15 @@ def _say_similar(spaces: list[Space], as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"semantic": msgspec.to_builtins(spaces)}))
         return
-    from rich.console import Console
-    from rich.table import Table
+    from trimtab.cli.ledger_view import plain_table, terminal
 
-    table = Table(title="Semantic cache, since its process began to learn")
-    for name in ("tenant", "route", "answers", "questions", "reused", "audited", "of them wrong", "wrong, estimated"):
-        table.add_column(name, justify="left" if name in ("tenant", "route") else "right")
-    table.add_column("now")
+    table = plain_table()
+    table.title, table.title_justify = "Semantic cache, since it began to learn", "left"
+    for name in ("tenant", "route"):
+        table.add_column(name, overflow="fold")
+    for name in ("answers", "asked", "reused", "judged", "wrong", "est. wrong"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("now", no_wrap=True)
     for space in spaces:
         state = "closed" if space.limit < 0 else "open"
         table.add_row(
@@ -250,7 +252,7 @@ def _say_similar(spaces: list[Space], as_json: bool) -> None:
             f"{space.wrong_estimate:.1f}",
             state + (f", {space.alarms} drifts" if space.alarms else ""),
         )
-    Console().print(table)
+    terminal().print(table)
 
 
 def _answers(count: int) -> str:
