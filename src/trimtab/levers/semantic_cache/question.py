@@ -18,7 +18,6 @@ from typing import Annotated, Final, Literal
 
 import msgspec
 
-from trimtab.levers.semantic_cache import topics
 from trimtab.protocols.reuse import NOT_IN_KEY, circumstances, is_chat, side_obstacle, temperature_obstacle
 from trimtab.types import Request, Target
 
@@ -208,6 +207,8 @@ def _too_long(text: str, rules: Rules) -> str:
 def _about(text: str, rules: Rules) -> str:
     if rules.time_sensitive and rules.personal:
         return ""
+    from trimtab.levers.semantic_cache import topics  # its patterns take a moment, and few gateways need them
+
     time, person = topics.about(text, time=not rules.time_sensitive, person=not rules.personal)
     if time:
         return f"time-sensitive question ({time})"
@@ -217,7 +218,7 @@ def _about(text: str, rules: Rules) -> str:
 def _identified(text: str, rules: Rules) -> str:
     if rules.personal:
         return ""
-    from trimtab.redact import identity_in_text  # its patterns take a moment, and few gateways need them
+    from trimtab.redact import identity_in_text
 
     label = identity_in_text(text)
     return f"personal question ({label})" if label else ""
