@@ -23,8 +23,8 @@ from typing import Annotated, Final, Literal
 import msgspec
 
 from trimtab.ports import AnswerStore, Clock
-from trimtab.protocols.reuse import NOT_IN_KEY, circumstances, is_chat, side_obstacle, temperature_obstacle
-from trimtab.types import Answer, Decision, Dialect, End, Outcome, Plan, Request, Scope, Slot, Stored, Target
+from trimtab.protocols.reuse import NOT_IN_KEY, circumstances, is_chat, side_obstacle, stored_of, temperature_obstacle
+from trimtab.types import Answer, Decision, Dialect, End, Outcome, Plan, Request, Slot, Target
 
 KEY_FORMAT: Final = 1  # raise it whenever the meaning or the order of what is hashed changes
 _NAME: Final = "exact_cache"
@@ -176,20 +176,7 @@ class ExactCache:
         right = reply.target == memo.target and self._whole(request.dialect, reply.finish, request.fields)
         if not right and not request.idempotency:
             return
-        stored = Stored(
-            dialect=request.dialect,
-            body=reply.body,
-            model=reply.model,
-            target=reply.target,
-            usage=reply.usage,
-            request_id=request.id,
-            # The arrival and not now: the answer is as old as its question, and a purge while it was made rejects it.
-            created=request.at,
-            expires=request.at + memo.ttl_s,
-            machine_s=reply.machine_s,
-            scope=_of_purges(request.scope),
-            asked_model=request.model,
-        )
+        stored = stored_of(request, reply, memo.ttl_s)
         found = await self._identity_of(reply.body) if memo.own_key else ""
         if not found:
             self._store.put(memo.key, stored)
@@ -226,13 +213,6 @@ def cache_key(request: Request, target: Target, identity: str = "", *, share_use
             )
         )
     ).digest()
-
-
-def _of_purges(scope: Scope) -> Scope:
-    """The scope without what no purge names: most have none of it, and are kept as they are."""
-    if not (scope.user or scope.permission or scope.session or scope.workflow or scope.cache):
-        return scope
-    return msgspec.structs.replace(scope, user="", permission="", session="", workflow="", cache="")
 
 
 def own_key(shared_key: bytes, user: str) -> bytes:

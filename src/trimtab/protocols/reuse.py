@@ -10,8 +10,9 @@ import re
 from typing import Any, Final
 
 import msgspec
+from msgspec import structs
 
-from trimtab.types import Request, Target
+from trimtab.types import Reply, Request, Scope, Stored, Target
 
 NOT_IN_KEY: Final = frozenset({"stream", "stream_options"})
 """Fields that change the answer's form and never the answer."""
@@ -83,3 +84,28 @@ def side_obstacle(fields: dict[str, msgspec.Raw]) -> str:
     if "audio" in fields and bytes(fields["audio"]) != b"null":
         return "audio answers expire at the provider"
     return ""
+
+
+def stored_of(request: Request, reply: Reply, ttl_s: float) -> Stored:
+    """The answer as a cache keeps it, for `ttl_s` seconds after its question came."""
+    return Stored(
+        dialect=request.dialect,
+        body=reply.body,
+        model=reply.model,
+        target=reply.target,
+        usage=reply.usage,
+        request_id=request.id,
+        # The arrival and not now: the answer is as old as its question, and a purge while it was made rejects it.
+        created=request.at,
+        expires=request.at + ttl_s,
+        machine_s=reply.machine_s,
+        scope=_of_purges(request.scope),
+        asked_model=request.model,
+    )
+
+
+def _of_purges(scope: Scope) -> Scope:
+    """The scope without what no purge names: most have none of it, and are kept as they are."""
+    if not (scope.user or scope.permission or scope.session or scope.workflow or scope.cache):
+        return scope
+    return structs.replace(scope, user="", permission="", session="", workflow="", cache="")

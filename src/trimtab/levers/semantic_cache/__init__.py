@@ -14,6 +14,7 @@ import msgspec
 
 from trimtab.levers.semantic_cache.question import Question, Rules, question_of
 from trimtab.ports import Clock, SimilarAnswers
+from trimtab.protocols.reuse import stored_of
 from trimtab.types import (
     Answer,
     Asked,
@@ -187,22 +188,7 @@ class SemanticCache:
             return
         if not memo.private and self._facts.identifies(reply.body):
             return
-        self._answers.learn(
-            memo.token,
-            Stored(
-                dialect=request.dialect,
-                body=reply.body,
-                model=reply.model,
-                target=reply.target,
-                usage=reply.usage,
-                request_id=request.id,
-                created=request.at,
-                expires=request.at + memo.ttl_s,
-                machine_s=reply.machine_s,
-                scope=request.scope,
-                asked_model=request.model,
-            ),
-        )
+        self._answers.learn(memo.token, stored_of(request, reply, memo.ttl_s))
 
 
 def _rules(config: Config) -> Rules:
