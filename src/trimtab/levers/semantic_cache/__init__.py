@@ -28,7 +28,6 @@ from trimtab.types import (
     Request,
     ReuseTerms,
     Slot,
-    Stored,
     Target,
 )  # fmt: skip
 
