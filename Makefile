@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 
 .PHONY: help demo test check lock bench-overhead bench-promise bench-replay bench-replay-referee bench-semantic bench-semantic-latency bench-telemetry bench-traces clean
 help: ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 22
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 24
 
 $(VENV)/.base: requirements.lock pyproject.toml
 	@python=$(PY); $$python -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' || \

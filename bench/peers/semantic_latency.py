@@ -1,6 +1,6 @@
 """A peer's semantic cache with 100,000 questions, run by bench/semantic_latency.py in the peer's own environment.
 
-    python bench/peers/semantic_latency.py gptcache|redisvl FOLDER ROUNDS REDIS_URL
+    python bench/peers/semantic_latency.py gptcache|redisvl FOLDER ROUNDS QUESTIONS REDIS_URL
 
 Embeds with the same MiniLM as Trimtab, for the peers' own models come from a hub; so what differs is the rest. Prints
 one JSON object. What it stores for an answer is a word.
@@ -89,10 +89,11 @@ def others_s() -> float:
 
 
 def main() -> int:
-    name, folder, rounds, url = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+    name, folder, url = sys.argv[1], Path(sys.argv[2]), sys.argv[5]
+    rounds, count = int(sys.argv[3]), int(sys.argv[4])
     questions = json.loads((folder / "questions.json").read_text())
     texts = [text for text, _ in questions["base"]]
-    asked = [text for text, _ in questions["asked"]]
+    asked = [text for text, _ in questions["asked"]][:count]
     with np.load(folder / "peer.npz") as made:
         vectors = made["accurate"]
     embed = Timed()
