@@ -229,10 +229,11 @@ async def saturate(
     start = _now()
     timings: list[Timing] = []
     waiting = iter(calls)
+    limits = Limits(deadline_s=at_most_s)
 
     async def one_stream() -> None:
         for call in waiting:
-            await _send(_Run(origin, head, _now() - call.at_s, timings.append, DEFAULT_LIMITS, None), call)
+            await _send(_Run(origin, head, _now() - call.at_s, timings.append, limits, None), call)
 
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(at_most_s), asyncio.TaskGroup() as group:
