@@ -151,8 +151,8 @@ class _Serve:
         try:
             run_similar(self._config, context.ready)
         except ConfigError as exc:
-            _log.error("%s", exc)
-            return GIVE_UP
+            _log.error("the semantic cache cannot start, requests go on without it: %s", exc)
+            return 1
         return 0
 
     def _engine(self, name: str) -> Callable[[Context], int | None]:

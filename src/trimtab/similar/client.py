@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import time
 from itertools import count
 from pathlib import Path
@@ -110,6 +111,8 @@ class Client:
         """One connection, from its beginning to its end, and a pause before the next."""
         writer: asyncio.StreamWriter | None = None
         try:
+            if self._path.stat().st_uid != os.getuid():
+                raise ConnectionError("somebody else listens there")
             reader, writer = await asyncio.open_unix_connection(self._path)
             self._writer = writer
             while True:
