@@ -14,6 +14,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from trimtab import config as configuration
 from trimtab.config import Config, registry
 from trimtab.dispatch import Dispatcher
@@ -28,7 +30,7 @@ from trimtab.similar.messages import socket_path
 from trimtab.stores.captures import FILE_NAME as CAPTURE_FILE
 from trimtab.stores.captures import Captures, Policies, Policy
 from trimtab.stores.journal import FileJournal
-from trimtab.types import Usage
+from trimtab.types import Dialect, Usage
 from trimtab.wire.endpoints import App
 from trimtab.wire.gateway import Gateway, Shared
 from trimtab.wire.intake import Ids
@@ -57,32 +59,6 @@ class SystemClock:
 def build_gateway(config: Config, shared: Shared, ports: Ports, env: Mapping[str, str]) -> Gateway:
     """A gateway for this configuration inside the running event loop."""
     engines = _engines(config, ports, env)
-    levers: list[Lever] = [
-        exact_cache.build(
-            lambda route: config.lever_settings("exact_cache", route),
-            shared.store,
-            shared.clock,
-            lambda dialect, finish, fields: CODECS[dialect].finish_is_whole(finish, fields),
-            lambda name: _identity(config, name),
-        )
-    ]
-    pipeline: Pipeline
-    if shared.similar is not None:
-        from trimtab.redact import identity_in
-
-        levers.append(
-            semantic_cache.build(
-                lambda route: config.lever_settings("semantic_cache", route),
-                shared.similar,
-                shared.clock,
-                semantic_cache.Facts(
-                    lambda dialect, finish, fields: CODECS[dialect].finish_is_whole(finish, fields),
-                    lambda name: _identity(config, name),
-                    identity_in,
-                ),
-                lambda request, plan, purpose: pipeline.ask_aside(request, plan, purpose),  # noqa: PLW0108 (made below)
-            )
-        )
     prices = Prices.of_tables(config.prices, config.models)
     dispatcher = Dispatcher(engines, shared.journal, shared.clock, max_response_bytes=config.server.max_response_bytes)
     policies = _capture_policies(config, env)
@@ -95,11 +71,39 @@ def build_gateway(config: Config, shared: Shared, ports: Ports, env: Mapping[str
         _quick_cost(prices, shared),
         shared.captures.tap(policies),
     )
-    gateway = Gateway(config, shared, engines, sorted(levers, key=lambda lever: lever.slot), pipeline)
+    levers = sorted(_levers(config, shared, pipeline), key=lambda lever: lever.slot)
+    gateway = Gateway(config, shared, engines, levers, pipeline)
     gateway.sweeper = asyncio.create_task(dispatcher.deadlines.sweep())
     known = [(engines[m.engine].provider, m.name or name) for name, m in config.models.items()]
     threading.Thread(target=prices.warm, args=(known,), daemon=True, name="prices").start()
     return gateway
+
+
+def _levers(config: Config, shared: Shared, pipeline: Pipeline) -> list[Lever]:
+    def whole(dialect: Dialect, finish: str, fields: dict[str, msgspec.Raw]) -> bool:
+        return CODECS[dialect].finish_is_whole(finish, fields)
+
+    def identity(name: str) -> str:
+        return _identity(config, name)
+
+    levers: list[Lever] = [
+        exact_cache.build(
+            lambda route: config.lever_settings("exact_cache", route), shared.store, shared.clock, whole, identity
+        )
+    ]
+    if shared.similar is not None:
+        from trimtab.redact import identity_in
+
+        levers.append(
+            semantic_cache.build(
+                lambda route: config.lever_settings("semantic_cache", route),
+                shared.similar,
+                shared.clock,
+                semantic_cache.Facts(whole, identity, identity_in),
+                pipeline.ask_aside,
+            )
+        )
+    return levers
 
 
 def answer_store(

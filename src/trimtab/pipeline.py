@@ -23,6 +23,7 @@ from trimtab.flight import Finish, Flight, Header, Message, SharedCall
 from trimtab.ports import Clock, Journal, Lever, Sink
 from trimtab.protocols import CODECS
 from trimtab.types import (
+    AUDIT,
     NO_USAGE,
     Answer,
     Attempt,
@@ -105,7 +106,7 @@ class Pipeline:
                 start=self._clock.mono(),
             )
         )
-        aside.cache, aside.wants_reply, sink = "audit", True, _Nobody()
+        aside.cache, aside.wants_reply, sink = AUDIT, True, _Nobody()
         attempt = structs.replace(plan.attempts[0], purpose=purpose)
         record = await self._conclude(
             aside, sink, self._dispatcher.execute(aside, Plan((attempt,)), sink, self.headers)

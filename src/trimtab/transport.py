@@ -161,9 +161,7 @@ class HttpReply:
         waiter = self._waiter
         if waiter is not None:
             self._waiter = None
-            if not waiter.done():
-                self._outbox.expect()
-                waiter.set_result(None)
+            self._outbox.wake(waiter)
 
     def fail(self, error: Exception) -> None:
         """The connection is gone before the body's end."""
@@ -184,8 +182,7 @@ class HttpReply:
         try:
             await waiter
         finally:
-            if waiter.done() and not waiter.cancelled():
-                self._outbox.began()
+            self._outbox.resumed(waiter)
 
     async def next(self) -> bytes | None:
         """The bytes that have arrived since the last call, waiting for some; None at the clean end."""

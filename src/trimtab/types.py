@@ -373,6 +373,12 @@ class Intent(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, tag="int
     input_estimate: int  # tokens
 
 
+AUDIT = "audit"
+"""The cache word of calls that checked a reused answer: they are on nobody's bill."""
+CACHED = ("hit", "semantic")
+"""The cache words of requests that got a stored answer."""
+
+
 class Record(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, tag="row", tag_field="k"):
     """One request, settled: the journal's line and the ledger's source. It holds no prompt and no answer."""
 

@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from trimtab.types import CACHED
+
 _MODEL_STAGES = ("model_ttft", "model_stream", "earlier_attempts", "shared_call")
 _PIPE_COLUMNS = 160  # where there is no terminal, nothing should be cut
 _BAR_CHARS = 40
@@ -307,7 +309,7 @@ def _heading(console: Console, text: str) -> None:
 
 def _end(row: dict[str, Any]) -> Text:
     end = row["end"]
-    if row.get("cache") in ("hit", "semantic") and end == "ok":
+    if row.get("cache") in CACHED and end == "ok":
         return Text("cached", style="green")
     status = row["status"]
     return Text(f"{end} {status}" if end == "error" and status else end, style=_END_STYLES.get(end, "red"))

@@ -23,16 +23,22 @@ from typing import Annotated, Final, Literal
 import msgspec
 
 from trimtab.ports import AnswerStore, Clock
-from trimtab.protocols.reuse import NOT_IN_KEY, circumstances, is_chat, side_obstacle, stored_of, temperature_obstacle
-from trimtab.types import Answer, Decision, Dialect, End, Outcome, Plan, Request, Slot, Target
+from trimtab.protocols.reuse import (
+    NOT_IN_KEY,
+    Whole,
+    answered,
+    circumstances,
+    is_chat,
+    side_obstacle,
+    stored_of,
+    temperature_obstacle,
+)
+from trimtab.types import Answer, Decision, Outcome, Plan, Request, Slot, Target
 
 KEY_FORMAT: Final = 1  # raise it whenever the meaning or the order of what is hashed changes
 _NAME: Final = "exact_cache"
 _VERSION: Final = "1"
 _INLINE_BYTES: Final = 8192  # of an answer that is searched at once, in less than a millisecond; others in a thread
-
-Whole = Callable[[Dialect, str, "dict[str, msgspec.Raw]"], bool]
-"""Whether a dialect's stop reason means a whole answer to these fields: not cut by a limit, not filtered."""
 
 _ENCODE: Final = msgspec.msgpack.Encoder().encode
 
@@ -167,11 +173,8 @@ class ExactCache:
 
     async def learn(self, outcome: Outcome, decision: Decision) -> None:
         """Keep a whole answer of the target that the key names."""
-        memo, reply, record, request = decision.memo, outcome.reply, outcome.record, outcome.request
-        if not isinstance(memo, Memo) or reply is None or record.status != 200:
-            return
-        # The call's end and not the request's: whose client left may still have an answer, made for others who waited.
-        if not record.attempts or record.attempts[-1].end != End.OK:
+        memo, reply, request = decision.memo, outcome.reply, outcome.request
+        if not isinstance(memo, Memo) or reply is None or not answered(outcome.record):
             return
         right = reply.target == memo.target and self._whole(request.dialect, reply.finish, request.fields)
         if not right and not request.idempotency:
@@ -197,18 +200,14 @@ class ExactCache:
 def cache_key(request: Request, target: Target, identity: str = "", *, share_users: bool) -> bytes:
     """SHA-256 over a msgpack array of all that can change the answer; values by their exact bytes.
 
-    msgpack prefixes every item with its type and length, so two different requests never encode alike. `bytes()` around
-    each value matters: a `Raw` would be spliced in as it is. Raises UnicodeEncodeError for text that is not Unicode.
+    msgpack prefixes every item with its type and length, so two different requests never encode alike. Raises
+    UnicodeEncodeError for text that is not Unicode.
     """
-    fields = request.fields
-    names = sorted(fields.keys() - NOT_IN_KEY)
     return hashlib.sha256(
         _ENCODE(
             (
                 KEY_FORMAT,
-                *circumstances(request, target, identity, share_users=share_users),
-                names,
-                [bytes(fields[name]) for name in names],
+                *circumstances(request, target, identity, NOT_IN_KEY, share_users=share_users),
                 *([request.idempotency] if request.idempotency else ()),
             )
         )

@@ -16,6 +16,7 @@ import msgspec
 
 from trimtab.errors import TrimtabError
 from trimtab.transport import HttpReply, Origin
+from trimtab.types import CACHED
 
 # Not the loop's clock: uvloop's is rounded to a millisecond and stands still while a turn of the loop lasts, so that a
 # late generator would look punctual. Both count from the same origin, so the loop may be given deadlines in it.
@@ -74,7 +75,7 @@ class Timing(msgspec.Struct, frozen=True):
     @property
     def from_cache(self) -> bool:
         """Whether a stored answer was sent."""
-        return self.cache in ("hit", "semantic")
+        return self.cache in CACHED
 
 
 class Limits(msgspec.Struct, frozen=True):

@@ -7,12 +7,13 @@ world or on chance, is the same for all of them and stands here once.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any, Final
 
 import msgspec
 from msgspec import structs
 
-from trimtab.types import Reply, Request, Scope, Stored, Target
+from trimtab.types import Dialect, End, Record, Reply, Request, Scope, Stored, Target
 
 NOT_IN_KEY: Final = frozenset({"stream", "stream_options"})
 """Fields that change the answer's form and never the answer."""
@@ -25,12 +26,20 @@ _SIDE_FIELDS: Final = frozenset({*_LIVE_FIELDS, "tools", "store", "audio"})
 _LIVE_TOOL: Final = re.compile(rb'"type"\s*:\s*"(?:web_search|web_fetch|code_execution|mcp)')
 
 
-def circumstances(request: Request, target: Target, identity: str, *, share_users: bool) -> tuple[Any, ...]:
-    """What an answer depends on beside the body's fields, in an order that stored keys rely on.
+Whole = Callable[[Dialect, str, "dict[str, msgspec.Raw]"], bool]
+"""Whether a dialect's stop reason means a whole answer to these fields: not cut by a limit, not filtered."""
 
-    `identity` says what is behind the engine's name. With `share_users` the user is left out.
+
+def circumstances(
+    request: Request, target: Target, identity: str, without: frozenset[str], *, share_users: bool
+) -> tuple[Any, ...]:
+    """What an answer depends on beside the fields in `without`, in an order that stored keys rely on.
+
+    `identity` says what is behind the engine's name. With `share_users` the user is left out. `bytes()` around each
+    value matters: a `Raw` would be spliced into what is encoded as it is.
     """
-    scope = request.scope
+    scope, fields = request.scope, request.fields
+    names = sorted(fields.keys() - without)
     return (
         request.dialect,
         request.path,
@@ -47,6 +56,8 @@ def circumstances(request: Request, target: Target, identity: str, *, share_user
         target.upstream_model,
         request.model,
         request.variant,
+        names,
+        [bytes(fields[name]) for name in names],
     )
 
 
@@ -84,6 +95,14 @@ def side_obstacle(fields: dict[str, msgspec.Raw]) -> str:
     if "audio" in fields and bytes(fields["audio"]) != b"null":
         return "audio answers expire at the provider"
     return ""
+
+
+def answered(record: Record) -> bool:
+    """Whether the model's call came to its end, with an answer.
+
+    The call's end and not the request's: whose client left may still have an answer, made for others who waited.
+    """
+    return record.status == 200 and bool(record.attempts) and record.attempts[-1].end == End.OK
 
 
 def stored_of(request: Request, reply: Reply, ttl_s: float) -> Stored:

@@ -144,10 +144,6 @@ class Rows:
         """Have it on disk as far as a crash of the process goes."""
         self._db.commit()
 
-    def rollback(self) -> None:
-        """Give up what was not committed."""
-        self._db.rollback()
-
     def close(self) -> None:
         """Commit and release."""
         self._db.commit()

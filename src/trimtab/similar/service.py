@@ -12,7 +12,7 @@ import os
 from collections import OrderedDict, deque
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,7 +38,7 @@ _log = logging.getLogger("trimtab.similar")
 
 _MOST_PENDING: Final = 10_000  # questions whose answers are awaited
 _MOST_CONTEXTS: Final = 2000  # in memory
-_LEARNED_S: Final = 20.0  # what a promise knows is some 0.4 MB
+_LEARNED_S: Final = 20.0  # between two writes of it: what a promise knows is some 0.4 MB
 _MOST_ANSWER_BYTES: Final = 1 << 20
 
 Rule = Promise | Fixed
@@ -54,7 +54,6 @@ class _Side:
         self.terms = terms
         self.rule = _rule(terms)
         self.dirty = False
-        self.saved_at = 0.0  # monotonic
         self.entries = 0
 
     def agree(self, terms: ReuseTerms) -> None:
@@ -83,18 +82,16 @@ class _Context:
     def __init__(self, id_: int, side: _Side, learner: Learner) -> None:
         self.id = id_
         self.open = True
+        self.learned = False  # since its groups were written
         self.side = side
         self.learner = learner
         self.expiring: deque[tuple[float, int]] = deque()  # in the order of arrival, which is nearly that of their ends
         self.written_groups: dict[int, int] = {}
 
 
-class _Pending:
-    __slots__ = ("context", "judged")
-
-    def __init__(self, context: _Context, judged: Judged) -> None:
-        self.context = context
-        self.judged = judged
+class _Pending(NamedTuple):
+    context: _Context
+    judged: Judged
 
 
 class Service:
@@ -114,6 +111,7 @@ class Service:
         self._judge = cascade(accurate)
         self._pending: OrderedDict[int, _Pending] = OrderedDict()
         self._token = int.from_bytes(os.urandom(6), "little") << 16  # no former process's token means anything here
+        self._learned_at = clock.mono()  # when what was learned was last written
         self._rows.remove_before(self._state.purged_at)
         self._rows.commit()
 
@@ -208,6 +206,7 @@ class Service:
             return
         same = self._verdicts(context, judged, fresh)
         entry = context.learner.learn(judged, same)
+        context.learned = True
         group = context.learner.memory.group(entry)
         query = judged.query
         self._rows.add(context.id, Kept(entry, group, query.profile, query.accurate, query.fast, said.stored))
@@ -277,15 +276,20 @@ class Service:
     def save(self, *, final: bool = False) -> None:
         """Have answers on disk, and what was learned every twenty seconds or so; all of it with `final`."""
         now = self._clock.mono()
-        for side in self._sides.values():
-            if side.dirty and (final or now - side.saved_at >= _LEARNED_S):
-                self._rows.save_promise(side.tenant, side.route, side.rule.save())
-                side.dirty, side.saved_at = False, now
-        for context in self._contexts.values():
-            self._write_groups(context)
+        if final or now - self._learned_at >= _LEARNED_S:
+            self._learned_at = now
+            for side in self._sides.values():
+                if side.dirty:
+                    self._rows.save_promise(side.tenant, side.route, side.rule.save())
+                    side.dirty = False
+            for context in self._contexts.values():
+                self._write_groups(context)
         self._rows.commit()
 
     def _write_groups(self, context: _Context) -> None:
+        if not context.learned:
+            return
+        context.learned = False
         memory = context.learner.memory
         moved = [
             (entry, memory.group(entry))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from trimtab.errors import BadRequest
 from trimtab.ledger import per_token_s
 from trimtab.sketch import QUANTILES, Sketch
-from trimtab.types import End, Record
+from trimtab.types import AUDIT, CACHED, End, Record
 
 if TYPE_CHECKING:
     import sqlite3
@@ -30,10 +30,10 @@ def add(connection: sqlite3.Connection, records: Iterable[Record]) -> None:
     """Merge the records' latencies into their hours' sketches."""
     fresh: dict[tuple[object, ...], Sketch] = {}
     for r in records:
-        if r.end != End.OK or r.cache == "audit":
+        if r.end != End.OK or r.cache == AUDIT:
             continue
         s = r.scope
-        cached = int(r.cache in ("hit", "semantic"))
+        cached = int(r.cache in CACHED)
         group = (int(r.at // _HOUR_S), s.tenant, s.route, r.model, s.prompt_version, cached)
         for metric, value in zip(METRICS, (r.ttft_s, per_token_s(r), r.total_s), strict=True):
             if value is not None:

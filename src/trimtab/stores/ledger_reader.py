@@ -15,6 +15,7 @@ from trimtab.errors import BadRequest
 from trimtab.slo import RULES, WINDOWS_S, burn_rate
 from trimtab.stores import _latencies, _slos
 from trimtab.stores.ledger_db import SCHEMA_VERSION, TOKEN_COLUMNS
+from trimtab.types import AUDIT
 
 if TYPE_CHECKING:
     import sqlite3
@@ -31,7 +32,6 @@ ATTEMPT_GROUPS = {
     "upstream_model": "a.model",
     "attempt_end": "a.end",
 }
-AUDIT = "audit"  # the cache word of calls that checked a reused answer: they are on nobody's bill
 _PART_ROWS = 100_000  # below as many a second connection costs more than it brings
 _MOST_PARTS = 8
 FILTERS = ("tenant", "route", "model", "workflow", "session", "user", "prompt_version", "end", "cache")

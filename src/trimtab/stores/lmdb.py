@@ -283,7 +283,7 @@ class LmdbStore:
             for key, generation, stored, value in records:
                 if generation != current or state.is_dead(stored):
                     continue  # purged while it waited
-                was_live = self._remove_former(txn, key, stored.created, now)
+                was_live = self._remove_former(txn, key, stored.created, current, now)
                 if was_live is None:
                     continue
                 replaced = replaced or was_live
@@ -296,12 +296,12 @@ class LmdbStore:
         if replaced:
             self._shared.replaced()
 
-    def _remove_former(self, txn: Any, key: bytes, created: float, now: float) -> bool | None:
+    def _remove_former(self, txn: Any, key: bytes, created: float, current: int, now: float) -> bool | None:
         """Make way for a new answer to the key's question. Whether a live one went; None if that stays.
 
         It stays if it was written after the new one was asked for: of two in flight the later could not see the former.
         """
-        was_live, current = False, self._shared.read()[0]
+        was_live = False
         for age in self._index.find(key):
             value = txn.get(place_of(age, key), db=self._answers)
             if value is None:

@@ -93,8 +93,7 @@ class Exchange:
             try:
                 await waiter
             finally:
-                if waiter.done() and not waiter.cancelled():
-                    self._connection.server.outbox.began()
+                self._connection.server.outbox.resumed(waiter)
         if max(self._size, declared_bytes) > limit_bytes:
             raise TooLarge(f"the request is larger than {limit_bytes} bytes; the limit is server.max_request_bytes")
         pieces, self._pieces = self._pieces, []
@@ -115,9 +114,8 @@ class Exchange:
     def wake(self) -> None:
         """Something changed: let `body` look."""
         waiter, self._waiter = self._waiter, None
-        if waiter is not None and not waiter.done():
-            self._connection.server.outbox.expect()
-            waiter.set_result(None)
+        if waiter is not None:
+            self._connection.server.outbox.wake(waiter)
 
     def lost(self) -> None:
         """The client left."""

@@ -14,13 +14,11 @@ import msgspec
 
 from trimtab.levers.semantic_cache.question import Question, Rules, question_of
 from trimtab.ports import Clock, SimilarAnswers
-from trimtab.protocols.reuse import stored_of
+from trimtab.protocols.reuse import Whole, answered, stored_of
 from trimtab.types import (
     Answer,
     Asked,
     Decision,
-    Dialect,
-    End,
     Outcome,
     Plan,
     Purpose,
@@ -44,21 +42,17 @@ Entries = Annotated[int, msgspec.Meta(ge=16, le=1_000_000, description="a whole 
 Milliseconds = Annotated[
     float, msgspec.Meta(gt=0, le=10_000, description="a number of milliseconds, more than 0 and at most 10000")
 ]
-Characters = Annotated[int, msgspec.Meta(ge=1, le=8192, description="a whole number from 1 to 8192")]
 Mode = Literal["off", "shadow", "static", "promise"]
 
 ShadowCall = Callable[[Request, Plan, Purpose], Awaitable[Reply | None]]
 """Ask the model what a client is not waiting for; a row of its own in the ledger. None if it did not answer."""
 
-Whole = Callable[[Dialect, str, "dict[str, msgspec.Raw]"], bool]
-"""Whether a dialect's stop reason means a whole answer to these fields: not cut by a limit, not filtered."""
 
-
-class Config(msgspec.Struct, frozen=True):
-    """Settings, all of which may differ by route. What a tenant's route has learned is its own."""
+class Config(Rules, frozen=True):
+    """Settings, `Rules` included; all may differ by route. What a tenant's route has learned is its own."""
 
     mode: Mode = "off"
-    tenant_modes: dict[str, Mode] = {}  # for tenants that differ
+    tenant_modes: dict[str, Mode] = msgspec.field(default_factory=dict)  # for tenants that differ
     max_wrong_share: Share = 0.02  # of reused answers
     audit_share: AuditShare = 0.05  # of reused answers that the model gives as well, for a verdict
     strict: bool = False  # open on a proof only
@@ -66,13 +60,6 @@ class Config(msgspec.Struct, frozen=True):
     ttl_s: Ttl = 86_400.0
     max_entries: Entries = 20_000  # of each context
     timeout_ms: Milliseconds = 100.0  # how long a request waits for a look-up
-    any_temperature: bool = False
-    share_users: bool = False
-    history: Literal["none", "exact"] = "none"  # "exact": earlier turns may be there, and must be equal
-    tools: bool = False  # requests that offer tools
-    time_sensitive: bool = False  # questions about now
-    personal: bool = False  # questions about the one who asks
-    max_chars: Characters = 2000
 
 
 class Memo(msgspec.Struct, frozen=True):
@@ -132,8 +119,7 @@ class SemanticCache:
         if not plan.attempts:
             return _go_on("no target")
         target = plan.attempts[0].target
-        rules = _rules(config)
-        question = question_of(request, target, self._facts.identity(target.engine), rules)
+        question = question_of(request, target, self._facts.identity(target.engine), config)
         if not isinstance(question, Question):
             return _go_on(question)
         found = await self._answers.look(
@@ -150,7 +136,7 @@ class SemanticCache:
         )
         if found is None:
             return _go_on(f"no answer from the cache within {config.timeout_ms:g} ms")
-        memo = Memo(found.token, target, plan, config.ttl_s, not rules.share_users and bool(scope.user))
+        memo = Memo(found.token, target, plan, config.ttl_s, not config.share_users and bool(scope.user))
         stored, why = found.stored, found.why
         if stored is None:
             return _go_on(why, memo, found.p_wrong, found.limit)
@@ -179,8 +165,8 @@ class SemanticCache:
             return
         if isinstance(decision.step, Answer):
             reply = await self._shadow(request, memo.plan, Purpose.SHADOW)
-        elif outcome.record.status != 200 or not outcome.record.attempts or outcome.record.attempts[-1].end != End.OK:
-            reply = None
+        elif not answered(outcome.record):
+            return
         if reply is None or reply.target != memo.target:
             return
         if not self._facts.whole(request.dialect, reply.finish, request.fields):
@@ -188,18 +174,6 @@ class SemanticCache:
         if not memo.private and self._facts.identifies(reply.body):
             return
         self._answers.learn(memo.token, stored_of(request, reply, memo.ttl_s))
-
-
-def _rules(config: Config) -> Rules:
-    return Rules(
-        history=config.history,
-        tools=config.tools,
-        time_sensitive=config.time_sensitive,
-        personal=config.personal,
-        max_chars=config.max_chars,
-        any_temperature=config.any_temperature,
-        share_users=config.share_users,
-    )
 
 
 def _go_on(

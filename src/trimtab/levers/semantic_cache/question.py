@@ -36,7 +36,7 @@ _SILENT: Final = frozenset({"refusal", "thinking", "redacted_thinking"})  # bloc
 _KINDS: Final = frozenset({"image", "image_url", "input_audio", "audio", "video_url", "file", "document"})
 _TOOL_TURN: Final = "tool calls or results among the messages"
 
-Characters = Annotated[int, msgspec.Meta(ge=1, le=100_000, description="a whole number of characters from 1 to 100000")]
+Characters = Annotated[int, msgspec.Meta(ge=1, le=8192, description="a whole number from 1 to 8192")]
 
 
 class Rules(msgspec.Struct, frozen=True):
@@ -241,16 +241,5 @@ def _around(raw: bytes, said: _Said) -> list[bytes]:
 
 
 def _context(request: Request, target: Target, identity: str, around: list[bytes], *, share_users: bool) -> bytes:
-    fields = request.fields
-    names = sorted(fields.keys() - _NOT_AS_THEY_ARE)
-    return hashlib.sha256(
-        _ENCODE(
-            (
-                CONTEXT_FORMAT,
-                *circumstances(request, target, identity, share_users=share_users),
-                names,
-                [bytes(fields[name]) for name in names],
-                around,
-            )
-        )
-    ).digest()
+    told = circumstances(request, target, identity, _NOT_AS_THEY_ARE, share_users=share_users)
+    return hashlib.sha256(_ENCODE((CONTEXT_FORMAT, *told, around))).digest()
