@@ -15,6 +15,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from trimtab.semantic.int8 import multiply_in_int8
 from trimtab.semantic.static import WAY_OUT
 from trimtab.wheels import Member, Progress, Wheel, kept
 
@@ -111,5 +112,5 @@ def load(cache_dir: Path, progress: Progress | None = None) -> MiniLmEmbedder:
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(multiply_in_int8(graph), options, providers=["CPUExecutionProvider"])
     return MiniLmEmbedder(session, tokenizer)
