@@ -19,15 +19,16 @@ from trimtab.semantic.lexical import Profile
 from trimtab.types import Stored
 
 FILE_NAME: Final = "similar.sqlite"
-_VERSION: Final = 1
+_VERSION: Final = 2
 _ENCODE: Final = msgspec.msgpack.Encoder().encode
 _PROFILE: Final = msgspec.msgpack.Decoder(Profile)
 _STORED: Final = msgspec.msgpack.Decoder(Stored)
 
 _SCHEMA: Final = """
-CREATE TABLE promises (tenant TEXT, route TEXT, state BLOB NOT NULL, PRIMARY KEY (tenant, route)) WITHOUT ROWID;
-CREATE TABLE contexts (id INTEGER PRIMARY KEY, tenant TEXT NOT NULL, route TEXT NOT NULL, context BLOB NOT NULL,
-  next_entry INTEGER NOT NULL DEFAULT 0, UNIQUE (tenant, route, context));
+CREATE TABLE promises (tenant TEXT, route TEXT, embedder TEXT, state BLOB NOT NULL,
+  PRIMARY KEY (tenant, route, embedder)) WITHOUT ROWID;
+CREATE TABLE contexts (id INTEGER PRIMARY KEY, tenant TEXT NOT NULL, route TEXT NOT NULL, embedder TEXT NOT NULL,
+  context BLOB NOT NULL, next_entry INTEGER NOT NULL DEFAULT 0, UNIQUE (tenant, route, embedder, context));
 CREATE TABLE answers (context INTEGER, entry INTEGER, grp INTEGER NOT NULL, profile BLOB NOT NULL,
   accurate BLOB NOT NULL, fast BLOB NOT NULL, answer BLOB NOT NULL, created REAL NOT NULL,
   PRIMARY KEY (context, entry)) WITHOUT ROWID;
@@ -65,13 +66,13 @@ class Rows:
             path.touch(mode=0o600)
             self._db = _opened(path)
 
-    def contexts(self) -> list[tuple[int, str, str, bytes, int]]:
-        """Id, tenant, route, context and next entry of all."""
-        return self._db.execute("SELECT id, tenant, route, context, next_entry FROM contexts").fetchall()
+    def contexts(self) -> list[tuple[int, str, str, str, bytes, int]]:
+        """Id, tenant, route, embedder, context and next entry of all."""
+        return self._db.execute("SELECT id, tenant, route, embedder, context, next_entry FROM contexts").fetchall()
 
-    def promises(self) -> list[tuple[str, str, bytes]]:
-        """Tenant, route and state of all."""
-        return self._db.execute("SELECT tenant, route, state FROM promises").fetchall()
+    def promises(self) -> list[tuple[str, str, str, bytes]]:
+        """Tenant, route, embedder and state of all."""
+        return self._db.execute("SELECT tenant, route, embedder, state FROM promises").fetchall()
 
     def answers(self, context: int) -> Iterator[Kept]:
         """A context's answers, oldest first; those that cannot be read are skipped."""
@@ -97,10 +98,10 @@ class Rows:
         row = found.fetchone()
         return None if row is None else _STORED.decode(row[0])
 
-    def add_context(self, tenant: str, route: str, context: bytes) -> int:
+    def add_context(self, tenant: str, route: str, embedder: str, context: bytes) -> int:
         """A new context's id."""
-        insert = "INSERT INTO contexts (tenant, route, context) VALUES (?, ?, ?)"
-        return int(self._db.execute(insert, [tenant, route, context]).lastrowid or 0)
+        insert = "INSERT INTO contexts (tenant, route, embedder, context) VALUES (?, ?, ?, ?)"
+        return int(self._db.execute(insert, [tenant, route, embedder, context]).lastrowid or 0)
 
     def add(self, context: int, kept: Kept) -> None:
         """Keep an answer."""
@@ -136,9 +137,9 @@ class Rows:
             [(group, context, entry) for entry, group in groups],
         )
 
-    def save_promise(self, tenant: str, route: str, state: bytes) -> None:
-        """Keep what a promise has learned."""
-        self._db.execute("INSERT OR REPLACE INTO promises VALUES (?, ?, ?)", [tenant, route, state])
+    def save_promise(self, side: tuple[str, str, str], state: bytes) -> None:
+        """Keep what a promise of a tenant, route and embedder has learned."""
+        self._db.execute("INSERT OR REPLACE INTO promises VALUES (?, ?, ?, ?)", [*side, state])
 
     def commit(self) -> None:
         """Have it on disk as far as a crash of the process goes."""
