@@ -20,6 +20,7 @@ from trimtab.types import (
     Asked,
     Decision,
     Outcome,
+    PersonNames,
     Plan,
     Purpose,
     Reply,
@@ -59,6 +60,7 @@ class Config(Rules, frozen=True):
     threshold: Cosine = 0.85  # mode "static"
     ttl_s: Ttl = 86_400.0
     max_entries: Entries = 20_000  # of each context
+    person_names: PersonNames = "context"  # which of them in an answer identify somebody
     timeout_ms: Milliseconds = 100.0  # how long a request waits for a look-up
 
 
@@ -77,7 +79,7 @@ class Facts(NamedTuple):
 
     whole: Whole
     identity: Callable[[str], str]
-    identifies: Callable[[bytes], str]
+    identifies: Callable[[bytes, PersonNames], str]
 
 
 def build(
@@ -171,7 +173,8 @@ class SemanticCache:
             return
         if not self._facts.whole(request.dialect, reply.finish, request.fields):
             return
-        if not memo.private and self._facts.identifies(reply.body):
+        names = self._settings(request.scope.route).person_names
+        if not memo.private and self._facts.identifies(reply.body, names):
             return
         self._answers.learn(memo.token, stored_of(request, reply, memo.ttl_s))
 
