@@ -38,7 +38,7 @@ from trimtab.types import Answer, Decision, Outcome, PersonNames, Plan, Request,
 KEY_FORMAT: Final = 1  # raise it whenever the meaning or the order of what is hashed changes
 _NAME: Final = "exact_cache"
 _VERSION: Final = "1"
-_INLINE_BYTES: Final = 8192  # of an answer that is searched at once, in less than a millisecond; others in a thread
+_INLINE_BYTES: Final = 6144  # of an answer that is searched at once, in less than a millisecond; others in a thread
 
 _ENCODE: Final = msgspec.msgpack.Encoder().encode
 

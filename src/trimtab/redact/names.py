@@ -20,6 +20,7 @@ from trimtab.redact.body import DATA, STRUCTURAL
 from trimtab.redact.name_words import full_name, generic, is_surname, known
 
 _AROUND: Final = 96  # characters on each side of a name that say what it is
+_SHORT_WAY: Final = 48  # characters before it that a greeting or a closing may need
 
 # --- runs of capitalised words ---------------------------------------------------------------------------------------
 
@@ -72,12 +73,10 @@ _HINTS: Final = (
     "back", "sorry", "congratulations", "congrats", "bye",
 )  # fmt: skip
 """What the text before a name may end with, if it says that there is one; most runs end here."""
-_OPENERS: Final = frozenset(
-    (
-        "Dear", "Hello", "Hi", "Hey", "Greetings", "Hola", "Bonjour", "Hallo", "Liebe", "Lieber", "Thanks", "Welcome",
-        "Sorry", "Congratulations", "Congrats", "Goodbye", "Bye",
-    )
-)  # fmt: skip
+_NAMING_OPENERS: Final = frozenset(
+    ("Dear", "Hello", "Hi", "Hey", "Greetings", "Hola", "Bonjour", "Hallo", "Liebe", "Lieber")
+)
+_OPENERS: Final = _NAMING_OPENERS | {"Thanks", "Welcome", "Sorry", "Congratulations", "Congrats", "Goodbye", "Bye"}
 _CLOSINGS: Final = (
     "egards", "incerely", "ishes", "heers", "Best", "hank", "truly", "aithfully", "espectfully", "rüße", "ordialement",
     "aludos",
@@ -133,7 +132,8 @@ def name_in(text: str, *, bare: bool) -> bool:
     hints = (*_HINTS, "\n") if "\n" in text and any(closing in text for closing in _CLOSINGS) else _HINTS
     for run in _RUN.finditer(text):
         start = run.start()
-        hinted = text[max(0, start - _NEAR) : start].rstrip(_BETWEEN).lower().endswith(hints)
+        near = text[start - _NEAR : start] if start > _NEAR else text[:start]
+        hinted = near.rstrip(_BETWEEN).lower().endswith(hints)
         words = run[0].split()
         if len(words) == 1 and not hinted:
             continue
@@ -188,11 +188,19 @@ def _in_context(text: str, run: re.Match[str], words: list[str]) -> bool:
     """Whether a name is expected where this run stands."""
     start, end = run.span()
     head = text[start - _AROUND : start] if start > _AROUND else f"\n{text[:start]}"
-    if _addressed(text, head, words, end) or _labelled(text, head, words, end):
-        return True
-    if _NAMED.search(head) and not generic(words):
-        return True
-    return _CLOSING.search(head) is not None and _LINE_END.match(text, end) is not None and _signs(words)
+    before = head.rstrip(_BETWEEN)
+    if words[0] in _OPENERS and len(words) > 1:
+        return _addressed(text, words[1:], end, by_name=words[0] in _NAMING_OPENERS)
+    if before.endswith((":", "=", "|")):
+        return _labelled(text, before, words, end)
+    if before.endswith("\n"):
+        return (
+            _CLOSING.search(head[-_SHORT_WAY:]) is not None and _LINE_END.match(text, end) is not None and _signs(words)
+        )
+    if before.endswith(("is", "was", "of")) and _NAMED.search(head[-_SHORT_WAY:]):
+        return not generic(words)
+    greeting = _GREETED.search(head[-_SHORT_WAY:])
+    return greeting is not None and _addressed(text, words, end, by_name=greeting[1] is not None)
 
 
 def _titled(words: list[str]) -> bool:
@@ -207,23 +215,15 @@ def _titled(words: list[str]) -> bool:
     return False
 
 
-def _addressed(text: str, head: str, words: list[str], end: int) -> bool:
-    """Dear John, ...: the greeting may be the run's own first word."""
-    greeting = _GREETED.search(f"\n{words[0]} ") if len(words) > 1 else None
-    if greeting is not None:
-        words = words[1:]
-    else:
-        greeting = _GREETED.search(head)
-    if greeting is None or len(words) > 4 or not _AFTER_GREETING.match(text, end) or generic(words):
+def _addressed(text: str, words: list[str], end: int, *, by_name: bool) -> bool:
+    """Whether these are whom a greeting means; `by_name`: one that none but a name or a role follows, such as Dear."""
+    if len(words) > 4 or not _AFTER_GREETING.match(text, end) or generic(words):
         return False
-    return greeting[1] is not None or known(words)
+    return by_name or known(words)
 
 
-def _labelled(text: str, head: str, words: list[str], end: int) -> bool:
+def _labelled(text: str, before: str, words: list[str], end: int) -> bool:
     """Account holder: Jane Roe; {"first_name": "Jane"}."""
-    before = head.rstrip(_QUOTES)
-    if before[-1:] not in (":", "=", "|"):
-        return False
     label = before[:-1].rstrip(_QUOTES + "|")
     edge = 0
     for edge_match in _LABEL_EDGE.finditer(label):
