@@ -13,6 +13,7 @@ PRIVATE: Final = (
     "Thank you, Priya! I have updated the ticket.",
     "Thanks Kevin, that worked.",
     "Welcome back, Ulrike!",
+    "Congratulations, Prakash! Your flat is yours.",
     "Sure! Here is a draft:\n\n> Dear Mrs. Vandenberg,\n> your lease ends in June.",
     "I have booked it for Mr. Smith at nine.",
     "Dr. Patel has an opening on Tuesday.",

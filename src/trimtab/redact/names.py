@@ -54,20 +54,15 @@ _NAMED: Final = re.compile(
     r" name (?:is|was) [\"'“*_]{0,3}\Z|\bin the name of [\"'“*_]{0,3}\Z",
     re.IGNORECASE,
 )
-_CLOSING: Final = re.compile(
-    r"(?:regards|sincerely|wishes|cheers|best|thanks|thank you|yours truly|faithfully|respectfully|"
-    r"grüßen|grüße|cordialement|saludos)[,.!]{0,2}[ \t\r]{0,3}\n[\s*_]{0,8}\Z",
-    re.IGNORECASE,
-)
 _LINE_END: Final = re.compile(r"[ \t*_.,]{0,4}(?:[\n\r]|\Z)")
 _VALUE_END: Final = re.compile(r"[ \t*_]{0,4}(?:[\n\r,;|.\"'”<)\]}(/]|\Z)")
 _QUOTES: Final = " \t\xa0\"'“‘”’*_`(["
 _LABEL_EDGE: Final = re.compile(r"[\n\r,;|{}()\[\].!?<>]")
 _NO_LETTER: Final = re.compile(r"[^a-z]")
 
-_NEAR: Final = 12
+_NEAR: Final = 20  # characters before a name in which a hint is looked for
 _BETWEEN: Final = _QUOTES + ","
-_HINTS: Final = (
+_HINTS: Final[tuple[str, ...]] = (
     ":", "=", "|", "is", "was", "name of", "dear", "hello", "hi", "hey", "greetings", "hola", "bonjour", "hallo",
     "liebe", "lieber", "morning", "afternoon", "evening", "good day", "tag", "morgen", "thanks", "thank you", "welcome",
     "back", "sorry", "congratulations", "congrats", "bye",
@@ -78,8 +73,8 @@ _NAMING_OPENERS: Final = frozenset(
 )
 _OPENERS: Final = _NAMING_OPENERS | {"Thanks", "Welcome", "Sorry", "Congratulations", "Congrats", "Goodbye", "Bye"}
 _CLOSINGS: Final = (
-    "egards", "incerely", "ishes", "heers", "Best", "hank", "truly", "aithfully", "espectfully", "rüße", "ordialement",
-    "aludos",
+    "regards", "sincerely", "wishes", "cheers", "best", "thanks", "thank you", "truly", "faithfully", "respectfully",
+    "grüßen", "grüße", "cordialement", "saludos",
 )  # fmt: skip
 
 _ROLES: Final = (
@@ -129,7 +124,11 @@ _SENTENCE_EDGE: Final = re.compile(r"[.!?][ \n\"”]|\n")
 
 def name_in(text: str, *, bare: bool) -> bool:
     """Whether the text names a person where the words around say that it is a private one; `bare`: or anywhere."""
-    hints = (*_HINTS, "\n") if "\n" in text and any(closing in text for closing in _CLOSINGS) else _HINTS
+    hints = _HINTS
+    if "\n" in text:
+        lower = text.lower()
+        if any(closing in lower for closing in _CLOSINGS):
+            hints = (*_HINTS, "\n")
     for run in _RUN.finditer(text):
         start = run.start()
         near = text[start - _NEAR : start] if start > _NEAR else text[:start]
@@ -194,9 +193,8 @@ def _in_context(text: str, run: re.Match[str], words: list[str]) -> bool:
     if before.endswith((":", "=", "|")):
         return _labelled(text, before, words, end)
     if before.endswith("\n"):
-        return (
-            _CLOSING.search(head[-_SHORT_WAY:]) is not None and _LINE_END.match(text, end) is not None and _signs(words)
-        )
+        closed = before.rstrip("\n\r \t,.!*_")[-16:].lower().endswith(_CLOSINGS)
+        return closed and _LINE_END.match(text, end) is not None and _signs(words)
     if before.endswith(("is", "was", "of")) and _NAMED.search(head[-_SHORT_WAY:]):
         return not generic(words)
     greeting = _GREETED.search(head[-_SHORT_WAY:])
