@@ -23,7 +23,6 @@ from trimtab.flight import Finish, Flight, Header, Message, SharedCall
 from trimtab.ports import Clock, Journal, Lever, Sink
 from trimtab.protocols import CODECS
 from trimtab.types import (
-    AUDIT,
     NO_USAGE,
     Answer,
     Attempt,
@@ -91,7 +90,7 @@ class Pipeline:
     async def ask_aside(self, request: Request, plan: Plan, purpose: Purpose) -> Reply | None:
         """Ask the model what no client waits for: one attempt at the plan's first target, never streamed.
 
-        It has a row of its own, whose id is the request's with the purpose behind it and whose cache word is "audit".
+        It has a row of its own, whose id is the request's with the purpose behind it, and is on nobody's bill.
         None if it was not answered.
         """
         fields = {name: value for name, value in request.fields.items() if name not in ("stream", "stream_options")}
@@ -99,6 +98,7 @@ class Pipeline:
             structs.replace(
                 request,
                 id=f"{request.id}-{purpose}",
+                scope=structs.replace(request.scope, purpose=str(purpose)),
                 fields=fields,
                 stream=False,
                 wants_usage=False,
@@ -106,7 +106,7 @@ class Pipeline:
                 start=self._clock.mono(),
             )
         )
-        aside.cache, aside.wants_reply, sink = AUDIT, True, _Nobody()
+        aside.wants_reply, sink = True, _Nobody()
         attempt = structs.replace(plan.attempts[0], purpose=purpose)
         record = await self._conclude(
             aside, sink, self._dispatcher.execute(aside, Plan((attempt,)), sink, self.headers)

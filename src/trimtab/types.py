@@ -97,7 +97,7 @@ NO_USAGE = Usage()
 
 
 class Scope(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
-    """Who asks, for what, under which versions. All but session, workflow and cache are part of every cache key."""
+    """Who asks, for what, under which versions. All but session, workflow, cache and purpose are part of every cache key."""
 
     tenant: str
     route: str = "default"
@@ -109,6 +109,7 @@ class Scope(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     corpus_version: str = ""
     policy_version: str = ""
     cache: str = ""  # "", "off", "refresh" or "public": what the client asks of the caches
+    purpose: str = ""  # "eval" of a client, "shadow" or "judge" of ours: on nobody's bill. "" is serving
 
 
 class Request(msgspec.Struct, frozen=True, gc=False):
@@ -378,8 +379,6 @@ class Intent(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, tag="int
     input_estimate: int  # tokens
 
 
-AUDIT = "audit"
-"""The cache word of calls that checked a reused answer: they are on nobody's bill."""
 CACHED = ("hit", "semantic")
 """The cache words of requests that got a stored answer."""
 
@@ -400,7 +399,7 @@ class Record(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, tag="row
     ttft_s: float | None = None  # arrival to first non-empty token, as the client saw it
     chunks: int = 0
     error: str = ""
-    # What the response header said: "", "hit", "semantic", "miss", "coalesced", "off", "refresh", "bypass"; or "audit".
+    # What the response header said: "", "hit", "semantic", "miss", "coalesced", "off", "refresh", "bypass".
     cache: str = ""
     stages: dict[str, float] = {}
     app_stages: dict[str, float] = {}  # the application's own, before the request came

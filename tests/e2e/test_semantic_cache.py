@@ -223,7 +223,7 @@ def test_an_audit_has_a_row_of_its_own_and_is_on_nobodys_bill(static: Gateway, l
     got = ask(static, question, {"x-trimtab-workflow": workflow})
     assert cache_of(got) == "semantic"
     rows = static.ledger(workflow=workflow, count=2)
-    (audit,) = [row for row in rows if row["cache"] == "audit"]
+    (audit,) = [row for row in rows if row["purpose"] == "shadow"]
     assert audit["id"] == f"{got.request_id}-shadow"
     assert [call["purpose"] for call in audit["calls"]] == ["shadow"]
     assert audit["cost_nusd"] > 0
@@ -246,7 +246,7 @@ def test_a_model_says_what_our_own_judges_cannot(gateways: MakeGateway, libraria
     rows = {row["id"]: row for row in gateway.ledger(workflow=workflow, count=3)}
     judge = rows[f"{got.request_id}-judge"]
     assert [(call["purpose"], call["model"]) for call in judge["calls"]] == [("judge", "judge")]
-    assert judge["cache"] == "audit"
+    assert judge["purpose"] == "judge"
     assert summary(gateway, "--workflow", workflow)[0]["requests"] == 1
     deadline = time.monotonic() + 20
     while not (audits := spaces(gateway)[0])["audits"]:

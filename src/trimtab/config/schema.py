@@ -141,11 +141,15 @@ class TelemetryConfig(msgspec.Struct, frozen=True):
 
 
 class KeyConfig(msgspec.Struct, frozen=True):
-    """`[keys.NAME]`: an API key of Trimtab, as its hash; `routes` is an allow-list, empty for all."""
+    """`[keys.NAME]`: an API key of Trimtab, as its hash; `routes` is an allow-list, empty for all.
+
+    With `evals` its requests may say that they are evals, which are on nobody's bill.
+    """
 
     hash: Hash
     tenant: str
     routes: tuple[str, ...] = ()
+    evals: bool = False
 
 
 DEFAULT_ROUTE_CONFIG = RouteConfig()

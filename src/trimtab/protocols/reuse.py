@@ -125,6 +125,6 @@ def stored_of(request: Request, reply: Reply, ttl_s: float) -> Stored:
 
 def _of_purges(scope: Scope) -> Scope:
     """The scope without what no purge names: most have none of it, and are kept as they are."""
-    if not (scope.user or scope.permission or scope.session or scope.workflow or scope.cache):
+    if not (scope.user or scope.permission or scope.session or scope.workflow or scope.cache or scope.purpose):
         return scope
-    return structs.replace(scope, user="", permission="", session="", workflow="", cache="")
+    return structs.replace(scope, user="", permission="", session="", workflow="", cache="", purpose="")

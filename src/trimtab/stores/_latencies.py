@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from trimtab.errors import BadRequest
 from trimtab.ledger import per_token_s
 from trimtab.sketch import QUANTILES, Sketch
-from trimtab.types import AUDIT, CACHED, End, Record
+from trimtab.types import CACHED, End, Record
 
 if TYPE_CHECKING:
     import sqlite3
@@ -30,7 +30,7 @@ def add(connection: sqlite3.Connection, records: Iterable[Record]) -> None:
     """Merge the records' latencies into their hours' sketches."""
     fresh: dict[tuple[object, ...], Sketch] = {}
     for r in records:
-        if r.end != End.OK or r.cache == AUDIT:
+        if r.end != End.OK or r.scope.purpose:
             continue
         s = r.scope
         cached = int(r.cache in CACHED)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from trimtab.slo import PERIOD_S, RULES, WINDOWS_S, Alarm, Objective, burn_rate, fires, judge
-from trimtab.types import AUDIT, Record
+from trimtab.types import Record
 
 if TYPE_CHECKING:
     import sqlite3
@@ -32,7 +32,7 @@ def add(connection: sqlite3.Connection, records: Iterable[Record], objectives: O
     """Count the records, inside the caller's transaction."""
     counts: Counter[tuple[str, int, bool]] = Counter()
     for record in records:
-        if record.cache == AUDIT:
+        if record.scope.purpose:
             continue
         route = record.scope.route if record.scope.route in objectives else "default"
         objective = objectives.get(route)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import sqlite3
 
 FILE_NAME = "ledger.sqlite"
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 TOKEN_COLUMNS = tuple(f"{name}_tokens" for name in Usage.__struct_fields__)
 _TOKENS_SQL = ", ".join(f"{name} INTEGER NOT NULL" for name in TOKEN_COLUMNS)
@@ -37,7 +37,7 @@ REQUEST_COLUMNS = (
     "prompt_version", "corpus_version", "policy_version", "dialect", "path", "model", "stream", "end", "status",
     "ttft_s", "total_s", "chunks", *TOKEN_COLUMNS, "usage_source", "cost_nusd", "price_source",
     "baseline_nusd", "baseline_source", "cache", "error", "request_bytes", "response_bytes", "attempts", "detail",
-    "trace_id",
+    "trace_id", "purpose",
 )  # fmt: skip
 ATTEMPT_COLUMNS = (
     "request_id", "n", "purpose", "engine", "provider", "model", "response_model", "end", "status", "error", "finish",
@@ -84,6 +84,10 @@ CREATE TABLE later_stages (
   UNIQUE (request_id, name)
 );
 {_slos.SCHEMA}""",
+    4: """
+ALTER TABLE requests ADD COLUMN purpose TEXT NOT NULL DEFAULT '';
+UPDATE requests SET purpose = 'shadow' WHERE cache = 'audit';
+""",
 }
 
 
@@ -148,7 +152,7 @@ def request_row(entry: LedgerEntry) -> tuple[Any, ...]:
         r.chunks, u.input, u.cache_read, u.cache_write_5m, u.cache_write_1h, u.input_audio, u.output, u.reasoning,
         u.output_audio, entry.usage_source, entry.cost_nusd, entry.price_source, entry.baseline_nusd,
         entry.baseline_source, r.cache, r.error, r.request_bytes, r.response_bytes, len(r.attempts), detail,
-        r.trace and trace_context.trace_id(r.trace, r.id),
+        r.trace and trace_context.trace_id(r.trace, r.id), s.purpose,
     )  # fmt: skip
 
 

@@ -15,7 +15,6 @@ from trimtab.errors import BadRequest
 from trimtab.slo import RULES, WINDOWS_S, burn_rate
 from trimtab.stores import _latencies, _slos
 from trimtab.stores.ledger_db import SCHEMA_VERSION, TOKEN_COLUMNS
-from trimtab.types import AUDIT
 
 if TYPE_CHECKING:
     import sqlite3
@@ -135,8 +134,8 @@ class Reader:
     ) -> list[dict[str, Any]]:
         """Totals over [since, until) (unix seconds), grouped, the dearest group first.
 
-        Grouped by a property of attempts (`ATTEMPT_GROUPS`), tokens and cost are theirs and baseline is None. Audits
-        count only where "cache" or "purpose" is grouped or filtered by.
+        Grouped by a property of attempts (`ATTEMPT_GROUPS`), tokens and cost are theirs and baseline is None. Requests on
+        nobody's bill (audits, evals) count only where "cache" or "purpose" is grouped or filtered by.
         `cost_nusd` sums what is priced; `unpriced` counts what is not, `estimated` what was estimated.
         """
         for name in by:
@@ -147,7 +146,7 @@ class Reader:
         keys = [(ATTEMPT_GROUPS.get(name) or f"r.{name}", name) for name in by]
         condition, values = _condition(since, until, where or {})
         if not {"cache", "purpose"} & {*by, *(where or ())}:
-            condition += f" AND r.cache <> '{AUDIT}'"
+            condition += " AND r.purpose = ''"
         select = [f"{column} AS {name}" for column, name in keys] + (_ATTEMPT_SUMS if split else _REQUEST_SUMS)
         source = "attempts a JOIN requests r ON r.id = a.request_id" if split else "requests r"
         group = f"GROUP BY {', '.join(column for column, _ in keys)}" if keys else ""

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from trimtab.config import KeyConfig, hash_key
 from trimtab.errors import Forbidden, Unauthenticated
+from trimtab.types import Scope
 
 LOCAL_TENANT = "local"  # no key was sent and none is required
 _MEMO_LIMIT = 10_000
@@ -45,10 +46,15 @@ class Access:
         """The secret that may go upstream: the client's own provider key, never a key of Trimtab's."""
         return "" if self._by_hash else secret
 
-    def allow(self, secret: str, route: str) -> None:
-        """Raises Forbidden when the key may not use the route."""
+    def allow(self, secret: str, scope: Scope) -> None:
+        """Raises Forbidden when the key may not use the route, or not for this purpose."""
         if self._by_hash:
-            key = self._known(secret)
+            key, route = self._known(secret), scope.route
+            if scope.purpose and not key.evals:
+                raise Forbidden(
+                    "this key's requests are on its tenant's bill; `evals = true` in its table lets them be evals",
+                    param="x-trimtab-purpose",
+                )
             if key.routes and route not in key.routes:
                 raise Forbidden(
                     f"this key may not use the route {route!r}; it may use: {', '.join(key.routes)}",

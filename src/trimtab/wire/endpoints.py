@@ -15,7 +15,7 @@ from msgspec import structs
 from trimtab.errors import MethodNotAllowed, NotFound, TrimtabError, Unauthenticated
 from trimtab.flight import Flight, Message
 from trimtab.protocols import CODECS
-from trimtab.types import Attempt, Dialect, Request, Scope, Stages
+from trimtab.types import Attempt, Dialect, Plan, Purpose, Request, Scope, Stages
 from trimtab.wire import embeddings
 from trimtab.wire.gateway import Gateway
 from trimtab.wire.intake import Head, scope_of, stages_after
@@ -64,8 +64,10 @@ async def _chat(gateway: Gateway, exchange: Exchange, dialect: Dialect) -> None:
         read = mono()
         parsed = CODECS[dialect].parse(body)
         where = scope_of(where.tenant, {**parsed.metadata, **head.ours} if parsed.metadata else head.ours)
-        gateway.access.allow(head.secret, where.route)
+        gateway.access.allow(head.secret, where)
         plan = gateway.targets.plan(where.route, parsed.model, dialect)
+        if where.purpose:
+            plan = _for_purpose(plan, Purpose(where.purpose))
     except Unauthenticated as exc:
         # No row: whoever holds no key must not be able to fill the ledger. It is counted.
         _say(gateway, dialect, exc, exchange)
@@ -100,6 +102,11 @@ async def _chat(gateway: Gateway, exchange: Exchange, dialect: Dialect) -> None:
     flight.app_stages = head.app_stages
     flight.stages = {"auth": authorised - start, "read": read - authorised, "parse": mono() - read}
     await gateway.pipeline.run(flight, plan, gateway.levers, exchange)
+
+
+def _for_purpose(plan: Plan, purpose: Purpose) -> Plan:
+    """The same attempts; their tokens are a class of their own in the ledger."""
+    return structs.replace(plan, attempts=tuple([structs.replace(one, purpose=purpose) for one in plan.attempts]))
 
 
 def _stub(gateway: Gateway, dialect: Dialect, path: str, where: Scope, times: tuple[float, float]) -> Request:
@@ -168,7 +175,7 @@ async def _relay(gateway: Gateway, exchange: Exchange) -> None:
     try:
         body = await exchange.body(gateway.config.server.max_request_bytes, head.content_length)
         where = scope_of(tenant, head.ours)
-        gateway.access.allow(head.secret, where.route)
+        gateway.access.allow(head.secret, where)
         model = gateway.model_in(body, head.content_type)
         ours = path == embeddings.PATH and model in embeddings.MODELS and gateway.shared.similar is not None
         target = None if ours else gateway.relay_target(where.route, model, dialect)
@@ -203,7 +210,10 @@ async def _relay(gateway: Gateway, exchange: Exchange) -> None:
     body = gateway.relay_body(body, model, target)
     message = Message(exchange.method, exchange.target.decode("latin-1"), headers, body)
     await gateway.pipeline.relay(
-        flight, Attempt(target, timeouts=gateway.config.route(where.route).timeouts), message, exchange
+        flight,
+        Attempt(target, Purpose(where.purpose or Purpose.SERVE), gateway.config.route(where.route).timeouts),
+        message,
+        exchange,
     )
 
 

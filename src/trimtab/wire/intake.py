@@ -21,8 +21,10 @@ _MOST_STAGES = 20
 _LONGEST_STAGE_MS = 86_400_000.0
 _SCOPE_FIELDS = (
     "route", "user", "permission", "session", "workflow", "prompt_version", "corpus_version", "policy_version", "cache",
+    "purpose",
 )  # fmt: skip
 _OUR_HEADERS = {(_OURS.decode() + name.replace("_", "-")).encode(): name for name in _SCOPE_FIELDS}
+_PURPOSES = ("", "eval")
 _CACHE_WORDS = ("", "off", "refresh", "public")
 _MAX_VALUE = 256  # characters of one scope field: they are stored with every row
 
@@ -173,6 +175,8 @@ def scope_of(tenant: str, said: Mapping[str, str]) -> Scope:
     cache = said.get("cache", "")
     if cache not in _CACHE_WORDS:
         raise BadRequest(f"cache must be one of off, refresh, public; not {cache!r}", param="x-trimtab-cache")
+    if said.get("purpose", "") not in _PURPOSES:
+        raise BadRequest(f"purpose must be eval, or be left out; not {said['purpose']!r}", param="x-trimtab-purpose")
     unknown = set(said) - set(_SCOPE_FIELDS)
     if unknown:
         raise BadRequest(

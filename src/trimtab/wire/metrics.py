@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from trimtab.types import AUDIT, Record
+from trimtab.types import Record
 
 Series = tuple[str, ...]
 """A metric's name, then the values of its labels."""
@@ -97,7 +97,7 @@ class Metrics:
         add, route, attempts = self.add, record.scope.route, record.attempts
         served = attempts[-1].model if attempts else record.baseline_model
         add(("trimtab_requests_total", route, served, record.end, record.cache))
-        if record.cache != AUDIT:
+        if not record.scope.purpose:
             add(("trimtab_request_seconds_bucket", route, _bucket(record.total_s)))
             add(("trimtab_request_seconds_sum", route), record.total_s)
         if record.ttft_s is not None:
