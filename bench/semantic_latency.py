@@ -3,7 +3,7 @@
     make bench-semantic-latency DATA=folder           all of it, with GPTCache and redisvl where they run; ten minutes
     .venv/bin/python bench/semantic_latency.py --data folder --only one,tenants --no-targets
 
-Scenarios: `one` memory of 100,000 questions; `tenants`, 100 memories of 10,000 each; `million`, one memory of a million
+Scenarios: `one` memory of 100,000 questions; `fast`, the same without the accurate embedder; `tenants`, 100 memories of 10,000 each; `million`, one memory of a million
 (no target); `gptcache` and `redisvl` with 100,000. Each runs in a process of its own, one after the other. The folder
 is that of `make bench-semantic`. Some thousand of its questions are embedded; the memories hold vectors made from
 those: two of one class, mixed, with noise. What is asked are other questions of the folder, as they are. Each kept
@@ -11,7 +11,8 @@ question has its words to itself, as a real one would, but they are the words of
 
 A look-up is: both embeddings, the words, the search, the evidence, the ruling. The questions are asked in rounds. The
 round in which other processes used the machine least counts; the document has all of them.
-Exit code 1 if p99 reaches 10 ms in `one`, or 20 ms in `tenants` (`--no-targets` turns that off).
+Exit code 1 if p99 reaches 10 ms in `one` or 20 ms in `tenants`, or p50 reaches 1 ms in `fast` (`--no-targets` turns
+that off).
 """
 
 from __future__ import annotations
@@ -45,13 +46,14 @@ from trimtab.semantic.lexical import profile
 from trimtab.semantic.promise import Terms
 from trimtab.wheels import cache_dir, shown_on_stderr
 
-OWN = {"one": (1, 100_000), "tenants": (100, 10_000), "million": (1, 1_000_000)}  # memories, questions in each
+# Memories, questions in each.
+OWN = {"one": (1, 100_000), "fast": (1, 100_000), "tenants": (100, 10_000), "million": (1, 1_000_000)}
 PEERS = {
     "gptcache": ("gptcache==0.1.44", ("faiss-cpu", "sqlalchemy", "cachetools", "onnxruntime", "tokenizers", "msgspec")),
     "redisvl": ("redisvl==0.28.0", ("onnxruntime", "tokenizers", "msgspec")),
 }
 PEER_QUESTIONS = 100_000
-TARGETS_MS = {"one": 10.0, "tenants": 20.0}
+TARGETS_MS = {"one": ("p99", 10.0), "fast": ("p50", 1.0), "tenants": ("p99", 20.0)}
 BASE = 6000  # real questions from which the others are made
 ASKED = 1000
 PEER_ASKED = 300  # of these: a peer takes ten times as long
@@ -130,13 +132,14 @@ class Made:
         return unit
 
 
-def fill(memory: Memory, made: Made, seed: int, count: int) -> list[int]:
+def fill(memory: Memory, made: Made, seed: int, count: int, *, fast_only: bool) -> list[int]:
     """Keep `count` questions; half of them are found equal to the last one of their class. The source of each."""
     rng = np.random.default_rng(seed)
     last: dict[str, int] = {}
     sources = []
     for begin in range(0, count, 5000):
         one, accurate, fast = made.draw(rng, min(5000, count - begin))
+        accurate = fast if fast_only else accurate
         joins = rng.random(len(one)) < 0.5
         for n, source in enumerate(one.tolist()):
             class_ = made.classes[source]
@@ -183,13 +186,16 @@ def measure(name: str, folder: Path) -> dict[str, object]:
     memories, each = OWN[name]
     made = Made(folder)
     embed = embedders()
+    if name == "fast":
+        embed = (embed[1], embed[1])
     embed_one("warm up", *embed)
     gc.collect()
     before, began = resident_bytes(), time.monotonic()
     learners, sources = [], []
     for n in range(memories):
-        learners.append(Learner(Terms(0.05, seed=n), capacity=each + LEARNED + 10))
-        sources.append(fill(learners[-1].memory, made, n, each))
+        dims = {"accurate_dim": embed[0].dim, "fast_dim": embed[1].dim}
+        learners.append(Learner(Terms(0.05, seed=n), capacity=each + LEARNED + 10, **dims))
+        sources.append(fill(learners[-1].memory, made, n, each, fast_only=name == "fast"))
         say(f"\r{(n + 1) * each:,} questions", end="")
     say("")
     gc.collect()
@@ -203,9 +209,10 @@ def measure(name: str, folder: Path) -> dict[str, object]:
         text = made.asked[question].text
         learner = learners[question * 37 % memories]
         began = time.perf_counter()
-        accurate = embed[0].embed([text])[0]
+        accurate = None if embed[0] is embed[1] else embed[0].embed([text])[0]
         first = time.perf_counter()
-        query = Query(profile(text), accurate, embed[1].embed([text])[0])
+        fast = embed[1].embed([text])[0]
+        query = Query(profile(text), fast if accurate is None else accurate, fast)
         second = time.perf_counter()
         learner.look(query)
         return first - began, second - first, time.perf_counter() - second
@@ -228,6 +235,7 @@ def learn(learner: Learner, sources: list[int], made: Made, embed: tuple[Embedde
     lessons = LEARNED if len(sources) > 10_000 else 3
     rng = np.random.default_rng(len(sources))
     _, accurate, fast = made.draw(rng, lessons)
+    accurate = fast if embed[0] is embed[1] else accurate
     for n in range(lessons):
         source = int(rng.integers(len(made.texts)))
         look = learner.look(Query(profile(made.texts[source]), accurate[n], fast[n]))
@@ -311,19 +319,22 @@ def main() -> int:
                     rows.append(measure_peer(name, Path(work), options.redis_url))
             except Unavailable as error:
                 notes.append(f"{name} is left out: {error}")
-    missed = [row for row in rows if row["ms"]["p99"] >= TARGETS_MS.get(str(row["scenario"]), float("inf"))]
-    notes += [
-        f"{row['scenario']}: p99 is {row['ms']['p99']} ms, not under {TARGETS_MS[str(row['scenario'])]:g} "
-        f"(embedding alone {row['parts_ms']['accurate']['p99']})"
-        for row in missed
-    ]
+    missed = []
+    for row in rows:
+        which, limit_ms = TARGETS_MS.get(str(row["scenario"]), ("p99", float("inf")))
+        if row["ms"][which] >= limit_ms:
+            missed.append(row)
+            notes.append(
+                f"{row['scenario']}: {which} is {row['ms'][which]} ms, not under {limit_ms:g} "
+                f"(embedding alone {row['parts_ms']['accurate'][which]})"
+            )
     document = {
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "numpy": np.__version__,
         "processors": os.cpu_count(),
         "asked": ASKED,
-        "targets_p99_ms": TARGETS_MS,
+        "targets_ms": TARGETS_MS,
         "rows": rows,
         "notes": notes,
     }

@@ -213,6 +213,7 @@ class ReuseTerms(msgspec.Struct, frozen=True, gc=False):
     strict: bool
     threshold: float
     max_entries: int
+    embedder: str
 
 
 class Similar(msgspec.Struct, frozen=True, gc=False):

@@ -11,7 +11,7 @@ from trimtab.similar.messages import DECODE_ASKED, Found, framed, read
 from trimtab.types import Asked, ReuseTerms, Similar
 
 ASKED = Asked("acme", "faq", bytes(32), "what is it")
-TERMS = ReuseTerms("static", 0.1, 0.0, False, 0.9, 1000)
+TERMS = ReuseTerms("static", 0.1, 0.0, False, 0.9, 1000, "accurate")
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from trimtab.similar.service import Service
 from trimtab.stores._purges import Purges
 from trimtab.types import Asked, Dialect, ReuseTerms, Selector, Stored, Target, Usage
 
-TERMS = ReuseTerms("static", 0.1, 0.0, False, 0.9, 1000)
+TERMS = ReuseTerms("static", 0.1, 0.0, False, 0.9, 1000, "accurate")
 NUMBERS = count()
 
 

@@ -17,8 +17,8 @@ from trimtab.similar.service import Service
 from trimtab.stores._purges import Purges
 from trimtab.types import Asked, Dialect, ReuseTerms, Selector, Stored, Target, Usage
 
-PROMISE = ReuseTerms("promise", 0.1, 0.1, False, 0.85, 1000)
-STATIC = ReuseTerms("static", 0.1, 0.0, False, 0.9, 1000)
+PROMISE = ReuseTerms("promise", 0.1, 0.1, False, 0.85, 1000, "accurate")
+STATIC = ReuseTerms("static", 0.1, 0.0, False, 0.9, 1000, "accurate")
 TOPICS = [[f"w{topic}x{n}" for n in range(12)] for topic in range(12)]
 TARGET = Target("m", "e", "m")
 
@@ -29,7 +29,7 @@ class Bag:
     dim = 64
 
     def embed(self, texts):
-        return np.stack([self._one(text) for text in texts])
+        return np.array([self._one(text) for text in texts], dtype=np.float32).reshape(-1, self.dim)
 
     def tokens(self, texts):
         return sum(len(text.split()) for text in texts)
@@ -90,8 +90,8 @@ def ask(service, text, terms=STATIC, tenant="acme", route="faq", where="c"):
     return found.similar
 
 
-def teach(service, clock, text, said, **where):
-    similar = ask(service, text, **where)
+def teach(service, clock, text, said, *terms, **where):
+    similar = ask(service, text, *terms, **where)
     service.learn(Learn(similar.token, answer(said, clock)))
 
 
@@ -211,7 +211,7 @@ def test_tools_and_other_answers_that_are_no_text_are_not_kept(make, clock):
 def test_other_terms_keep_what_was_learned(make, clock):
     service = make()
     teach(service, clock, "a b c d", "Yes.")
-    looser = ReuseTerms("static", 0.1, 0.0, False, 0.5, 1000)
+    looser = ReuseTerms("static", 0.1, 0.0, False, 0.5, 1000, "accurate")
     assert ask(service, "a b c d", looser).stored is not None
     (space,) = service.census()
     assert (space.requests, space.hits) == (2, 1)
@@ -225,3 +225,22 @@ def test_a_broken_file_is_set_aside(make, clock, tmp_path):
     service = make()
     assert ask(service, "a b c d").stored is None
     assert (tmp_path / "cache" / "similar.corrupt").exists()
+
+
+class Unused(Bag):
+    def embed(self, texts):
+        assert not texts
+        return np.zeros((0, self.dim), dtype=np.float32)
+
+
+def test_the_fast_embedder_alone_answers_and_learns_for_itself(clock, tmp_path, make):
+    fast = ReuseTerms("static", 0.1, 0.0, False, 0.9, 1000, "fast")
+    service = Service(tmp_path / "fast", Unused(), Bag(), clock)
+    service._judge = make()._judge  # which compares answers by the accurate one
+    teach(service, clock, "a b c d", "Yes.", fast)
+    assert ask(service, "a b c d", fast).stored is not None
+    service.close()
+    service = Service(tmp_path / "fast", Bag(), Bag(), clock)
+    assert ask(service, "a b c d", STATIC).stored is None  # other vectors: another memory, another promise
+    assert ask(service, "a b c d", fast).stored is not None
+    service.close()

@@ -31,6 +31,8 @@ def bench() -> None:
 @click.option("--mode", type=click.Choice(["promise", "static"]), default="promise", show_default=True,
               help="static: one fixed cosine threshold, as most caches do.")  # fmt: skip
 @click.option("--threshold", type=click.FloatRange(-1, 1), default=0.85, show_default=True, help="Of --mode static.")
+@click.option("--embedder", type=click.Choice(["accurate", "fast"]), default="accurate", show_default=True,
+              help="fast: static vectors alone; a look-up takes less, and finds less.")  # fmt: skip
 @click.option("--audit", type=click.FloatRange(0, 1), default=0.05, show_default=True,
               help="The share of hits whose answer is checked against a fresh one.")  # fmt: skip
 @click.option("--strict", is_flag=True, help="Open only on an exact proof (Clopper-Pearson); fewer hits.")
@@ -56,7 +58,7 @@ def cache(stream: Path | None, pairs: Path | None, as_json: bool, **options: Any
 
     if pairs is not None:
         found = reuse.read_pairs(pairs)
-        accurate, fast = _embedders()
+        accurate, fast = _embedders(options["embedder"])
         with _progress("Scoring pairs", len(found)) as tick:
             scores = reuse.score_pairs(found, accurate, fast, tick)
         import numpy as np
@@ -73,7 +75,7 @@ def _run_stream(asked: list[Any], options: dict[str, Any]) -> Reuse:
     from trimtab.measure import reuse
     from trimtab.semantic.promise import Terms
 
-    accurate, fast = _embedders()
+    accurate, fast = _embedders(options["embedder"])
 
     def embed(text: str) -> Any:
         return reuse.embed_one(text, accurate, fast)
@@ -86,14 +88,13 @@ def _run_stream(asked: list[Any], options: dict[str, Any]) -> Reuse:
         return reuse.run_promise(asked, terms, embed, tick=tick)
 
 
-def _embedders() -> tuple[Embedder, Embedder]:
+def _embedders(kind: str) -> tuple[Embedder, Embedder]:
     from trimtab.semantic.embed import load_accurate, load_fast
     from trimtab.wheels import cache_dir, shown_on_stderr
 
     folder = cache_dir(os.environ)
-    return load_accurate(folder, shown_on_stderr("the accurate embedder")), load_fast(
-        folder, shown_on_stderr("the fast embedder")
-    )
+    fast = load_fast(folder, shown_on_stderr("the fast embedder"))
+    return (fast if kind == "fast" else load_accurate(folder, shown_on_stderr("the accurate embedder"))), fast
 
 
 @contextlib.contextmanager

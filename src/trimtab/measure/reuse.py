@@ -112,7 +112,8 @@ def _lines(path: Path, kind: type[Any], shape: str) -> Iterator[Any]:
 
 def embed_one(text: str, accurate: Embedder, fast: Embedder) -> Query:
     """A text as the learner takes it."""
-    return Query(profile(text), accurate.embed([text])[0], fast.embed([text])[0])
+    vector = fast.embed([text])[0]
+    return Query(profile(text), vector if accurate is fast else accurate.embed([text])[0], vector)
 
 
 def run_promise(

@@ -11,6 +11,7 @@ import logging
 import sqlite3
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,7 +25,7 @@ from trimtab.types import Stored
 _log = logging.getLogger("trimtab.similar")
 
 FILE_NAME: Final = "similar.sqlite"
-_VERSION: Final = 2
+_VERSION: Final = 3
 # The disk or the machine fails, and the file may be whole: no reason to set it aside.
 _TROUBLE: Final = frozenset(
     (
@@ -43,9 +44,10 @@ _PROFILE: Final = msgspec.msgpack.Decoder(Profile)
 _STORED: Final = msgspec.msgpack.Decoder(Stored)
 
 _SCHEMA: Final = """
-CREATE TABLE promises (tenant TEXT, route TEXT, state BLOB NOT NULL, PRIMARY KEY (tenant, route)) WITHOUT ROWID;
-CREATE TABLE contexts (id INTEGER PRIMARY KEY, tenant TEXT NOT NULL, route TEXT NOT NULL, context BLOB NOT NULL,
-  next_entry INTEGER NOT NULL DEFAULT 0, UNIQUE (tenant, route, context));
+CREATE TABLE promises (tenant TEXT, route TEXT, embedder TEXT, state BLOB NOT NULL,
+  PRIMARY KEY (tenant, route, embedder)) WITHOUT ROWID;
+CREATE TABLE contexts (id INTEGER PRIMARY KEY, tenant TEXT NOT NULL, route TEXT NOT NULL, embedder TEXT NOT NULL,
+  context BLOB NOT NULL, next_entry INTEGER NOT NULL DEFAULT 0, UNIQUE (tenant, route, embedder, context));
 CREATE TABLE answers (context INTEGER, entry INTEGER, grp INTEGER NOT NULL, profile BLOB NOT NULL,
   accurate BLOB NOT NULL, fast BLOB NOT NULL, answer BLOB NOT NULL, created REAL NOT NULL, checksum INTEGER NOT NULL,
   PRIMARY KEY (context, entry)) WITHOUT ROWID;
@@ -106,15 +108,15 @@ class Rows:
             Path(f"{self._path}{suffix}").unlink(missing_ok=True)
         self._path.touch(mode=0o600)
         self._db = _opened(self._path)
-        _log.warning("the semantic cache's file is damaged (%s); set aside as %s, starting anew", why, aside.name)
+        _log.warning("the semantic cache's file cannot be used (%s); set aside as %s, starting anew", why, aside.name)
 
-    def contexts(self) -> list[tuple[int, str, str, bytes, int]]:
-        """Id, tenant, route, context and next entry of all."""
-        return self._db.execute("SELECT id, tenant, route, context, next_entry FROM contexts").fetchall()
+    def contexts(self) -> list[tuple[int, str, str, str, bytes, int]]:
+        """Id, tenant, route, embedder, context and next entry of all."""
+        return self._db.execute("SELECT id, tenant, route, embedder, context, next_entry FROM contexts").fetchall()
 
-    def promises(self) -> list[tuple[str, str, bytes]]:
-        """Tenant, route and state of all."""
-        return self._db.execute("SELECT tenant, route, state FROM promises").fetchall()
+    def promises(self) -> list[tuple[str, str, str, bytes]]:
+        """Tenant, route, embedder and state of all."""
+        return self._db.execute("SELECT tenant, route, embedder, state FROM promises").fetchall()
 
     def answers(self, context: int) -> Iterator[Kept]:
         """A context's answers, oldest first; those that are damaged are skipped."""
@@ -138,18 +140,19 @@ class Rows:
 
     def _sound(self, context: int, entry: int, row: Sequence[Any]) -> Stored | None:
         *said, checksum = row
-        if _checksum(context, entry, said) == checksum:
-            return _STORED.decode(said[-1])
+        with suppress(msgspec.MsgspecError):
+            if _checksum(context, entry, said) == checksum:
+                return _STORED.decode(said[-1])
         self.damaged += 1
         if not self._told:
             self._told = True
             _log.warning("the semantic cache's file holds damaged answers; they count as absent")
         return None
 
-    def add_context(self, tenant: str, route: str, context: bytes) -> int:
+    def add_context(self, tenant: str, route: str, embedder: str, context: bytes) -> int:
         """A new context's id, committed: one that were rolled back would be given to the next context as well."""
-        insert = "INSERT INTO contexts (tenant, route, context) VALUES (?, ?, ?)"
-        id_ = int(self._db.execute(insert, [tenant, route, context]).lastrowid or 0)
+        insert = "INSERT INTO contexts (tenant, route, embedder, context) VALUES (?, ?, ?, ?)"
+        id_ = int(self._db.execute(insert, [tenant, route, embedder, context]).lastrowid or 0)
         self.commit()
         return id_
 
@@ -179,9 +182,9 @@ class Rows:
             [(group, context, entry) for entry, group in groups],
         )
 
-    def save_promise(self, tenant: str, route: str, state: bytes) -> None:
-        """Keep what a promise has learned."""
-        self._db.execute("INSERT OR REPLACE INTO promises VALUES (?, ?, ?)", [tenant, route, state])
+    def save_promise(self, side: tuple[str, str, str], state: bytes) -> None:
+        """Keep what a promise of a tenant, route and embedder has learned."""
+        self._db.execute("INSERT OR REPLACE INTO promises VALUES (?, ?, ?, ?)", [*side, state])
 
     def commit(self) -> None:
         """Have it on disk as far as a crash of the process goes. What cannot be is given up: the next ones go on."""

@@ -83,8 +83,9 @@ class _Hands:
         if self._asked:
             batch = [self._asked.popleft() for _ in range(min(_BATCH, len(self._asked)))]
             looks = [(asked, reply) for asked, reply in batch if isinstance(asked, Look)]
-            if looks:
-                for (_, reply), found in zip(looks, self._service.look([look for look, _ in looks]), strict=True):
+            for fast in (True, False):  # those that take little do not wait for the others
+                some = [(look, reply) for look, reply in looks if (look.terms.embedder == "fast") is fast]
+                for (_, reply), found in zip(some, self._service.look([look for look, _ in some]), strict=True):
                     reply(found)
             for asked, reply in batch:
                 if isinstance(asked, Census):

@@ -2,7 +2,7 @@
 
 A context is everything beside the question that can change the answer (`levers.semantic_cache`), hashed together with
 tenant, versions and permissions: each has a memory of its own, so nothing of one can ever be found in another. What is
-learned about being right is shared by the contexts of one tenant's route.
+learned about being right is shared by the contexts of one tenant's route, as long as they use the same embedder.
 """
 
 from __future__ import annotations
@@ -43,15 +43,16 @@ _LEARNED_S: Final = 20.0  # between two writes of it: what a promise knows is so
 _MOST_ANSWER_BYTES: Final = 1 << 20
 
 Rule = Promise | Fixed
+_Key = tuple[str, str, str, bytes]  # tenant, route, embedder, hash of the context
 Vectors = NDArray[np.float32]
 
 
 class _Side:
-    """One tenant's route."""
+    """One tenant's route under one embedder."""
 
-    def __init__(self, tenant: str, route: str, terms: ReuseTerms) -> None:
-        self.tenant = tenant
-        self.route = route
+    def __init__(self, key: tuple[str, str, str], terms: ReuseTerms) -> None:
+        self.key = key
+        self.tenant, self.route, self.embedder = key
         self.terms = terms
         self.rule = _rule(terms)
         self.dirty = False
@@ -105,10 +106,10 @@ class Service:
         self._state = self._purges.load()
         self._accurate, self._fast = accurate, fast
         self._clock = clock
-        self._sides: dict[tuple[str, str], _Side] = {}
-        self._contexts: OrderedDict[tuple[str, str, bytes], _Context] = OrderedDict()
-        self._known: dict[tuple[str, str, bytes], tuple[int, int]] = {}
-        self._states: dict[tuple[str, str], bytes] = {}
+        self._sides: dict[tuple[str, str, str], _Side] = {}
+        self._contexts: OrderedDict[_Key, _Context] = OrderedDict()
+        self._known: dict[_Key, tuple[int, int]] = {}
+        self._states: dict[tuple[str, str, str], bytes] = {}
         self._judge = cascade(accurate)
         self._pending: OrderedDict[int, _Pending] = OrderedDict()
         self._token = int.from_bytes(os.urandom(6), "little") << 16  # no former process's token means anything here
@@ -123,8 +124,8 @@ class Service:
             self._remember()
 
     def _remember(self) -> None:
-        self._known = {(t, r, c): (id_, next_entry) for id_, t, r, c, next_entry in self._rows.contexts()}
-        self._states = {(tenant, route): state for tenant, route, state in self._rows.promises()}
+        self._known = {(t, r, e, c): (id_, next_entry) for id_, t, r, e, c, next_entry in self._rows.contexts()}
+        self._states = {(tenant, route, embedder): state for tenant, route, embedder, state in self._rows.promises()}
         self._rows.remove_before(self._state.purged_at)
         self._rows.commit()
 
@@ -149,10 +150,14 @@ class Service:
 
     def look(self, asked: Sequence[Look]) -> list[Found]:
         """Decide on questions, embedded together. Order is kept."""
+        if not asked:
+            return []
         self._notice_purges()
-        texts = [look.asked.text for look in asked]
-        accurate, fast = self._accurate.embed(texts), self._fast.embed(texts)
-        return [self._look(look, accurate[n], fast[n]) for n, look in enumerate(asked)]
+        fast = self._fast.embed([look.asked.text for look in asked])
+        thorough = [n for n, look in enumerate(asked) if look.terms.embedder != "fast"]
+        accurate = self._accurate.embed([asked[n].asked.text for n in thorough])
+        vectors = dict(zip(thorough, accurate, strict=True))
+        return [self._look(look, vectors.get(n, fast[n]), fast[n]) for n, look in enumerate(asked)]
 
     def _look(self, look: Look, accurate: Vectors, fast: Vectors) -> Found:
         context = self._context(look.asked, look.terms)
@@ -174,13 +179,14 @@ class Service:
         return Found(look.n, Similar(self._token, judged.audit and hit, p_wrong, limit, why, stored), self.errors)
 
     def _context(self, asked: Asked, terms: ReuseTerms) -> _Context:
-        side = self._sides.get((asked.tenant, asked.route))
+        whose = (asked.tenant, asked.route, terms.embedder)
+        side = self._sides.get(whose)
         if side is None:
-            side = self._sides[asked.tenant, asked.route] = _Side(asked.tenant, asked.route, terms)
-            if state := self._states.pop((asked.tenant, asked.route), b""):
+            side = self._sides[whose] = _Side(whose, terms)
+            if state := self._states.pop(whose, b""):
                 side.restore(state)
         side.agree(terms)
-        key = (asked.tenant, asked.route, asked.context)
+        key = (*whose, asked.context)
         context = self._contexts.get(key)
         if context is None:
             context = self._contexts[key] = self._open(key, side)
@@ -191,10 +197,10 @@ class Service:
         context.learner.promise = side.rule
         return context
 
-    def _open(self, key: tuple[str, str, bytes], side: _Side) -> _Context:
-        learner = Learner(
-            side.rule.terms, accurate_dim=self._accurate.dim, fast_dim=self._fast.dim, capacity=side.terms.max_entries
-        )
+    def _open(self, key: _Key, side: _Side) -> _Context:
+        fast = self._fast.dim
+        dim = fast if side.embedder == "fast" else self._accurate.dim
+        learner = Learner(side.rule.terms, accurate_dim=dim, fast_dim=fast, capacity=side.terms.max_entries)
         if key not in self._known:
             self._known[key] = (self._rows.add_context(*key), 0)
         id_, next_entry = self._known[key]
@@ -310,7 +316,7 @@ class Service:
             self._learned_at = now
             for side in self._sides.values():
                 if side.dirty:
-                    self._rows.save_promise(side.tenant, side.route, side.rule.save())
+                    self._rows.save_promise(side.key, side.rule.save())
                     side.dirty = False
             for context in self._contexts.values():
                 self._write_groups(context)

@@ -43,6 +43,7 @@ Milliseconds = Annotated[
     float, msgspec.Meta(gt=0, le=10_000, description="a number of milliseconds, more than 0 and at most 10000")
 ]
 Mode = Literal["off", "shadow", "static", "promise"]
+Embedder = Literal["accurate", "fast"]
 
 ShadowCall = Callable[[Request, Plan, Purpose], Awaitable[Reply | None]]
 """Ask the model what a client is not waiting for; a row of its own in the ledger. None if it did not answer."""
@@ -57,6 +58,7 @@ class Config(Rules, frozen=True):
     audit_share: AuditShare = 0.05  # of reused answers that the model gives as well, for a verdict
     strict: bool = False  # open on a proof only
     threshold: Cosine = 0.85  # mode "static"
+    embedder: Embedder = "accurate"  # "fast" takes under a millisecond and finds less
     ttl_s: Ttl = 86_400.0
     max_entries: Entries = 20_000  # of each context
     timeout_ms: Milliseconds = 100.0  # how long a request waits for a look-up
@@ -131,6 +133,7 @@ class SemanticCache:
                 config.strict,
                 config.threshold,
                 config.max_entries,
+                config.embedder,
             ),
             config.timeout_ms / 1000,
         )
