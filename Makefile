@@ -31,7 +31,7 @@ check: $(VENV)/.dev ## lint, types, import contracts
 
 lock: ## refresh the locks (needs uv); they hold hashes and name no host
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate \
-	  pyproject.toml -o requirements.lock
+	  --extra semantic pyproject.toml -o requirements.lock
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate \
 	  -c requirements.lock --group dev pyproject.toml -o requirements-dev.lock
 

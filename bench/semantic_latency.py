@@ -3,11 +3,12 @@
     make bench-semantic-latency DATA=folder           all of it, with GPTCache and redisvl where they run; ten minutes
     .venv/bin/python bench/semantic_latency.py --data folder --only one,tenants --no-targets
 
-Scenarios: `one` memory of 100,000 questions; `fast`, the same without the accurate embedder; `tenants`, 100 memories of 10,000 each; `million`, one memory of a million
-(no target); `gptcache` and `redisvl` with 100,000. Each runs in a process of its own, one after the other. The folder
-is that of `make bench-semantic`. Some thousand of its questions are embedded; the memories hold vectors made from
-those: two of one class, mixed, with noise. What is asked are other questions of the folder, as they are. Each kept
-question has its words to itself, as a real one would, but they are the words of one of the real texts.
+Scenarios: `one` memory of 100,000 questions; `fast`, the same without the accurate embedder; `tenants`, 100 memories of
+10,000 each; `million`, one memory of a million (no target); `gptcache` and `redisvl` with 100,000. Each runs in a
+process of its own, one after the other. The folder is that of `make bench-semantic`. Some thousand of its questions are
+embedded; the memories hold vectors made from those: two of one class, mixed, with noise. What is asked are other
+questions of the folder, as they are. Each kept question has its words to itself, as a real one would, but they are the
+words of one of the real texts.
 
 A look-up is: both embeddings, the words, the search, the evidence, the ruling. The questions are asked in rounds. The
 round in which other processes used the machine least counts; the document has all of them.

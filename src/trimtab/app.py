@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+from msgspec import structs
 
 from trimtab import config as configuration
 from trimtab.config import Config, registry
@@ -24,18 +25,19 @@ from trimtab.levers import exact_cache, semantic_cache
 from trimtab.pipeline import Pipeline
 from trimtab.ports import AnswerStore, Clock, Engine, Lever
 from trimtab.prices import Prices
-from trimtab.protocols import CODECS
+from trimtab.protocols import CODECS, answer_text
 from trimtab.similar.client import Client
 from trimtab.similar.messages import socket_path
 from trimtab.stores.captures import FILE_NAME as CAPTURE_FILE
 from trimtab.stores.captures import Captures, Policies, Policy
 from trimtab.stores.journal import FileJournal
-from trimtab.types import Dialect, Usage
+from trimtab.types import Dialect, Purpose, Request, Usage
 from trimtab.wire.endpoints import App
 from trimtab.wire.gateway import Gateway, Shared
 from trimtab.wire.intake import Ids
 from trimtab.wire.metrics import Metrics
 from trimtab.wire.server import Server
+from trimtab.wire.targets import Targets
 
 if TYPE_CHECKING:
     from trimtab.telemetry.otlp import Otlp
@@ -71,7 +73,7 @@ def build_gateway(config: Config, shared: Shared, ports: Ports, env: Mapping[str
         _quick_cost(prices, shared),
         shared.captures.tap(policies),
     )
-    levers = sorted(_levers(config, shared, pipeline), key=lambda lever: lever.slot)
+    levers = sorted(_levers(config, engines, shared, pipeline), key=lambda lever: lever.slot)
     gateway = Gateway(config, shared, engines, levers, pipeline)
     gateway.sweeper = asyncio.create_task(dispatcher.deadlines.sweep())
     known = [(engines[m.engine].provider, m.name or name) for name, m in config.models.items()]
@@ -79,7 +81,7 @@ def build_gateway(config: Config, shared: Shared, ports: Ports, env: Mapping[str
     return gateway
 
 
-def _levers(config: Config, shared: Shared, pipeline: Pipeline) -> list[Lever]:
+def _levers(config: Config, engines: dict[str, Engine], shared: Shared, pipeline: Pipeline) -> list[Lever]:
     def whole(dialect: Dialect, finish: str, fields: dict[str, msgspec.Raw]) -> bool:
         return CODECS[dialect].finish_is_whole(finish, fields)
 
@@ -100,10 +102,31 @@ def _levers(config: Config, shared: Shared, pipeline: Pipeline) -> list[Lever]:
                 shared.similar,
                 shared.clock,
                 semantic_cache.Facts(whole, identity, identity_in),
-                pipeline.ask_aside,
+                semantic_cache.Calls(pipeline.ask_aside, _model_call(Targets(config, engines), pipeline)),
             )
         )
     return levers
+
+
+def _model_call(targets: Targets, pipeline: Pipeline) -> semantic_cache.ModelCall:
+    """Calls of a judge: rows of their own, on nobody's bill."""
+
+    async def call(request: Request, fields: dict[str, Any]) -> str | None:
+        model = fields["model"]
+        question = structs.replace(
+            request,
+            dialect=Dialect.OPENAI,
+            path="/v1/chat/completions",
+            model=model,
+            fields={name: msgspec.Raw(msgspec.json.encode(value)) for name, value in fields.items()},
+            headers=(),
+            variant=b"",
+            idempotency="",
+        )
+        reply = await pipeline.ask_aside(question, targets.alone(model, Dialect.OPENAI), Purpose.JUDGE)
+        return None if reply is None else answer_text(reply.body, Dialect.OPENAI)
+
+    return call
 
 
 def answer_store(

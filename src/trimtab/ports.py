@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from trimtab.errors import TrimtabError
@@ -179,6 +179,10 @@ class Journal(Protocol):
         ...
 
 
+AnswerJudge = Callable[[str, str], Awaitable[bool | None]]
+"""Of a fresh answer and a kept one: is the kept one as good? None if it cannot tell."""
+
+
 class SimilarAnswers(Protocol):
     """Where questions are compared, and the answers kept."""
 
@@ -186,8 +190,11 @@ class SimilarAnswers(Protocol):
         """What is known of a question; None when there is no answer in time."""
         ...
 
-    def learn(self, token: int, stored: Stored) -> None:
-        """Say what the model's own answer was. Never waits; may be lost."""
+    def learn(self, token: int, stored: Stored, judge: AnswerJudge | None = None) -> None:
+        """Say what the model's own answer was. Never waits; may be lost.
+
+        `judge` is asked, later, where it cannot be read from the two answers whether they are equivalent.
+        """
         ...
 
 

@@ -27,6 +27,11 @@ ANSWERS = {
     "opening": "The shop is open from nine in the morning until six.",
 }
 
+PARCEL = [
+    "It leaves our depot on the evening you order and reaches you the day after.",
+    "The courier fetches it in the evening and brings it to you the next day.",
+]
+
 
 class Librarian(ThreadingHTTPServer):
     """Answers by the first topic that a question names, and counts."""
@@ -36,6 +41,7 @@ class Librarian(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Desk)
         self.asked: Counter[str] = Counter()
+        self.wording = 0
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
     @property
@@ -51,6 +57,10 @@ class _Desk(BaseHTTPRequestHandler):
         question = body["messages"][-1]["content"]
         self.server.asked[question] += 1  # type: ignore[attr-defined]
         text = next((answer for word, answer in ANSWERS.items() if word in question.lower()), "I do not know.")
+        if body["model"] == "judge":
+            text = '{"verdict": "same"}'
+        elif "parcel" in question:  # worded anew each time, too far apart for our own judges
+            text = PARCEL[self.server.wording]  # type: ignore[attr-defined]
         usage = {"prompt_tokens": 100, "completion_tokens": 20, "total_tokens": 120}
         if body.get("stream"):
             chunk = {"id": "c", "object": "chat.completion.chunk", "model": "gpt-4o-mini", "created": 1}
@@ -226,6 +236,35 @@ def test_an_audit_has_a_row_of_its_own_and_is_on_nobodys_bill(static: Gateway, l
     assert by_purpose["shadow"]["cost_nusd"] == audit["cost_nusd"]
 
 
+def test_a_model_says_what_our_own_judges_cannot(gateways: MakeGateway, librarian: Librarian) -> None:
+    semantic = {"mode": "static", "threshold": 0.75, "audit_share": 1.0, "judge_model": "judge"}
+    gateway = gateways(config(librarian.port, **semantic), ready_s=180)
+    until_it_is_there(gateway)
+    teach(gateway, "How long does a parcel take?")
+    workflow = new_id()
+    librarian.wording = 1
+    got = ask(gateway, "How long does a parcel take here?", {"x-trimtab-workflow": workflow})
+    assert cache_of(got) == "semantic"
+    rows = {row["id"]: row for row in gateway.ledger(workflow=workflow, count=3)}
+    judge = rows[f"{got.request_id}-judge"]
+    assert [(call["purpose"], call["model"]) for call in judge["calls"]] == [("judge", "judge")]
+    assert judge["cache"] == "audit"
+    assert summary(gateway, "--workflow", workflow)[0]["requests"] == 1
+    deadline = time.monotonic() + 20
+    while not (audits := spaces(gateway)[0])["audits"]:
+        assert time.monotonic() < deadline, gateway.log()
+        time.sleep(0.2)
+    assert audits["audited_wrong"] == 0
+
+
+def spaces(gateway: Gateway) -> list[dict[str, Any]]:
+    """How each tenant's route is doing."""
+    stats = gateway.trimtab("cache", "stats", "--json")
+    assert stats.returncode == 0, stats.stderr
+    found: list[dict[str, Any]] = json.loads(stats.stdout.splitlines()[0])["semantic"]
+    return found
+
+
 def summary(gateway: Gateway, *options: str) -> list[dict[str, Any]]:
     done = gateway.trimtab("ledger", "summary", "--json", *options)
     assert done.returncode == 0, done.stderr
@@ -366,12 +405,10 @@ def test_shadow_never_answers_and_promise_stays_closed_at_first(gateways: MakeGa
                 assert cache_of(got) == "miss"
         seen = got.headers["x-trimtab-decision"]
         assert "closed" in seen or reason in seen
-    stats = gateway.trimtab("cache", "stats", "--json")
-    assert stats.returncode == 0, stats.stderr
-    spaces = json.loads(stats.stdout.splitlines()[0])["semantic"]
-    assert {space["route"] for space in spaces} == {"default", "bot"}
-    assert {space["route"]: space["requests"] for space in spaces} == {"default": 13, "bot": 12}
-    assert not any(space["hits"] for space in spaces)
+    found = spaces(gateway)
+    assert {space["route"] for space in found} == {"default", "bot"}
+    assert {space["route"]: space["requests"] for space in found} == {"default": 13, "bot": 12}
+    assert not any(space["hits"] for space in found)
 
 
 def test_a_file_that_is_no_database_is_set_aside(gateways: MakeGateway, librarian: Librarian) -> None:

@@ -268,10 +268,9 @@ class Answers:
         self._service, self._count = service, itertools.count(1)
 
     async def look(self, asked, terms, timeout_s):
-        (found,) = self._service.look([Look(next(self._count), asked, terms)])
-        return found.similar
+        return self._service.look(Look(next(self._count), asked, terms)).similar
 
-    def learn(self, token, stored):
+    def learn(self, token, stored, judge=None):
         self._service.learn(Learn(token, stored))
 
 

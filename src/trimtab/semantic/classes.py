@@ -74,8 +74,7 @@ class GroupModel:
         """
         z = self.embed(x)
         n = sizes.astype(np.float32)[:, None]
-        # vecdot stays on this thread; BLAS would spread even 15 rows over all processors, and wait for a busy one.
-        centre = np.vecdot((sums - n * self._mean)[:, None], self._map)
+        centre = (sums - n * self._mean) @ self._map.T
         gain = self._between / (n * self._between + 1.0)
         centre *= gain
         spread = 1.0 + gain

@@ -36,10 +36,14 @@ class Embedder(Protocol):
         ...
 
 
+def missing_packages() -> list[str]:
+    """Those of the extra that are not installed. Imports nothing."""
+    return [name for name in PACKAGES if find_spec(name) is None]
+
+
 def require_packages() -> None:
     """Raises ConfigError that names the extra if a package of it is missing. Imports nothing."""
-    missing = [name for name in PACKAGES if find_spec(name) is None]
-    if missing:
+    if missing := missing_packages():
         raise ConfigError(
             [f"semantic reuse needs the package{'s' * (len(missing) > 1)} {', '.join(missing)}: "
              'pip install "trimtab[semantic]"']

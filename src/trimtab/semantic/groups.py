@@ -59,14 +59,17 @@ class _Vectors:
 
     def at(self, rows: NDArray[np.int64] | int) -> Matrix:
         """The vectors of rows, shape (len(rows), dim), or the vector of one, shape (dim,)."""
-        found: Matrix = self._numbers[rows] * self._scales[rows, ..., None]
+        found: Matrix = self._numbers.take(rows, axis=0) * self._scales.take(rows)[..., None]
         return found
 
     def products(self, rows: NDArray[np.int64] | slice, vector: Matrix) -> Matrix:
         """Inner products of rows with a vector of shape (dim,), shape (rows,)."""
+        # `take` gathers rows in half the time of an index.
+        numbers = self._numbers[rows] if isinstance(rows, slice) else self._numbers.take(rows, axis=0)
+        scales = self._scales[rows] if isinstance(rows, slice) else self._scales.take(rows)
         # vecdot stays on this thread. BLAS would spread a matrix product over all processors, and wait for the one
         # that another process holds: 16 ms for 4,096 rows on two busy processors instead of 0.25.
-        found: Matrix = np.vecdot(self._numbers[rows].astype(np.float32), vector) * self._scales[rows]
+        found: Matrix = np.vecdot(numbers.astype(np.float32), vector) * scales
         return found
 
     def grow(self, rows: int) -> None:
@@ -242,7 +245,7 @@ class Memory:
         return rows[self._live[rows]]
 
     def _shortlist(self, accurate: Matrix, used: int, count: int) -> NDArray[np.int64]:
-        """The rows, among the first `used`, whose signs differ least from the vector's: some `wanted`, more than `count`."""
+        """Some `wanted` of the first `used` rows whose signs differ least from the vector's; more than `count`."""
         wanted = min(max(_SHORTLIST, used // _SHORTLIST_SHARE, count * _SHORTLIST_PER_WANTED), self._count)
         differing = np.zeros(used, dtype=np.uint16)
         ours = _signs(accurate)

@@ -19,7 +19,7 @@ _DOMAIN: Final = "com.microsoft"
 def multiply_in_int8(source: Path) -> bytes:
     """The changed graph, as a file would hold it. Raises ValueError if there is nothing to change.
 
-    A product counts if its right side is `Mul(Cast(int8 constant), constant scale of each column)`. Its bias goes along.
+    A product counts if its right side is `Mul(Cast(int8 constant), constant scale by column)`. Its bias goes along.
     """
     model = onnx.load(source)
     if not _change(model.graph):

@@ -7,18 +7,22 @@ import contextlib
 import logging
 import os
 import time
+from collections import OrderedDict
 from itertools import count
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
+from trimtab.ports import AnswerJudge
 from trimtab.similar.messages import (
     DECODE_SAID,
     Census,
     Counted,
+    Doubt,
     Embed,
     Found,
+    Judged,
     Learn,
     Look,
     Space,
@@ -33,6 +37,8 @@ _log = logging.getLogger("trimtab.similar")
 _RETRY_S: Final = 1.0
 _MOST_LATE: Final = 3
 _MOST_UNSENT_BYTES: Final = 8 << 20
+_MOST_JUDGES: Final = 2000  # most are never asked: it can mostly be read from the answers
+_MOST_JUDGING: Final = 8  # calls to a model at once
 _MOST_TOKENS: Final = 20_000  # most of a hit's never come back, and those of requests that failed
 
 
@@ -45,6 +51,8 @@ class Client:
         self._waiting: dict[int, asyncio.Future[Found | Vectors | Counted]] = {}
         self._writer: asyncio.StreamWriter | None = None
         self._tokens: set[int] = set()  # of this connection
+        self._judges: OrderedDict[int, AnswerJudge] = OrderedDict()  # by the token of what was learned
+        self._judging: set[asyncio.Task[None]] = set()
         self._task: asyncio.Task[None] | None = None
         self.skipped = 0  # questions that went without
         self.errors = 0  # of the process, as it says
@@ -76,12 +84,16 @@ class Client:
         self._tokens.add(found.similar.token)
         return found.similar
 
-    def learn(self, token: int, stored: Stored) -> None:
+    def learn(self, token: int, stored: Stored, judge: AnswerJudge | None = None) -> None:
         """Say what the fresh answer was. A token of a former connection means nothing any more."""
         if token in self._tokens and self._writer is not None:
             self._tokens.discard(token)
             if self._writer.transport.get_write_buffer_size() < _MOST_UNSENT_BYTES:
-                self._writer.write(framed(Learn(token, stored)))
+                if judge is not None:
+                    self._judges[token] = judge
+                    if len(self._judges) > _MOST_JUDGES:
+                        self._judges.popitem(last=False)
+                self._writer.write(framed(Learn(token, stored, judge is not None)))
 
     async def embed(self, accurate: bool, texts: list[str], timeout_s: float) -> Embedded | None:
         """Texts as vectors; None when there is no answer in time."""
@@ -94,6 +106,28 @@ class Client:
         n = next(self._count)
         counted = await self._ask(n, Census(n), timeout_s)
         return counted.spaces if isinstance(counted, Counted) else []
+
+    def _have_judged(self, doubt: Doubt) -> None:
+        judge = self._judges.pop(doubt.token, None)
+        if judge is None or len(self._judging) >= _MOST_JUDGING:
+            self._say(Judged(doubt.token, None))
+            return
+
+        async def ask() -> None:
+            same = None
+            try:
+                same = await judge(doubt.fresh, doubt.cached)
+            except Exception as error:
+                _log.warning("the semantic cache's judge failed: %r", error)
+            self._say(Judged(doubt.token, same))
+
+        task = asyncio.get_running_loop().create_task(ask())
+        self._judging.add(task)
+        task.add_done_callback(self._judging.discard)
+
+    def _say(self, judged: Judged) -> None:
+        if self._writer is not None:
+            self._writer.write(framed(judged))
 
     async def _ask(self, n: int, message: Look | Embed | Census, timeout_s: float) -> Found | Vectors | Counted | None:
         if self._writer is None:
@@ -125,6 +159,9 @@ class Client:
             self._writer = writer
             while True:
                 said = DECODE_SAID(await read(reader))
+                if isinstance(said, Doubt):
+                    self._have_judged(said)
+                    continue
                 future = self._waiting.get(said.n)
                 if future is not None and not future.done():
                     future.set_result(said)
@@ -135,6 +172,7 @@ class Client:
         finally:
             self._writer = None
             self._tokens.clear()
+            self._judges.clear()
             for future in self._waiting.values():
                 if not future.done():
                     future.set_exception(ConnectionError("the semantic cache's process is gone"))

@@ -38,6 +38,22 @@ class Learn(msgspec.Struct, frozen=True, gc=False, tag="learn"):
 
     token: int
     stored: Stored
+    may_ask: bool = False  # whether a model may be asked where our own judges cannot tell
+
+
+class Doubt(msgspec.Struct, frozen=True, gc=False, tag="doubt"):
+    """Our judges cannot tell whether these two answers are equivalent: let a model say."""
+
+    token: int
+    fresh: str
+    cached: str
+
+
+class Judged(msgspec.Struct, frozen=True, gc=False, tag="judged"):
+    """What it said; None if it could not tell either."""
+
+    token: int
+    same: bool | None
 
 
 class Embed(msgspec.Struct, frozen=True, gc=False, tag="embed"):
@@ -84,11 +100,11 @@ class Counted(msgspec.Struct, frozen=True, gc=False, tag="counted"):
 
 
 _ENCODE: Final = msgspec.msgpack.Encoder().encode
-DECODE_ASKED: Final = msgspec.msgpack.Decoder(Look | Learn | Embed | Census).decode
-DECODE_SAID: Final = msgspec.msgpack.Decoder(Found | Vectors | Counted).decode
+DECODE_ASKED: Final = msgspec.msgpack.Decoder(Look | Learn | Judged | Embed | Census).decode
+DECODE_SAID: Final = msgspec.msgpack.Decoder(Found | Doubt | Vectors | Counted).decode
 
 
-def framed(message: Look | Found | Learn | Embed | Vectors | Census | Counted) -> bytes:
+def framed(message: Look | Found | Learn | Doubt | Judged | Embed | Vectors | Census | Counted) -> bytes:
     """A message with its length before it."""
     body = _ENCODE(message)
     return len(body).to_bytes(4, "little") + body

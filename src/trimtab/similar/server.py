@@ -1,6 +1,6 @@
 """The process: a Unix socket for the workers, and one thread that embeds, decides and learns.
 
-Questions come before answers to learn from, and those that wait together are embedded together. Whatever fails is
+Questions come before answers to learn from. Whatever fails is
 logged once a minute and answered by silence: the worker goes without.
 """
 
@@ -20,17 +20,29 @@ from typing import Final
 
 import msgspec
 
-from trimtab.similar.messages import DECODE_ASKED, Census, Counted, Embed, Found, Learn, Look, Vectors, framed, read
+from trimtab.similar.messages import (
+    DECODE_ASKED,
+    Census,
+    Counted,
+    Doubt,
+    Embed,
+    Found,
+    Judged,
+    Learn,
+    Look,
+    Vectors,
+    framed,
+    read,
+)
 from trimtab.similar.service import Service
 
 _log = logging.getLogger("trimtab.similar")
 
-_BATCH: Final = 16  # questions embedded at once
 _MOST_WAITING: Final = 2000  # of each kind; what is more is dropped
 _SAVE_S: Final = 2.0
 _LOG_EVERY_S: Final = 60.0
 
-Reply = Callable[[Found | Vectors | Counted], None]
+Reply = Callable[[Found | Doubt | Vectors | Counted], None]
 
 
 class _Hands:
@@ -39,7 +51,7 @@ class _Hands:
     def __init__(self, service: Service) -> None:
         self._service = service
         self._asked: deque[tuple[Look | Census, Reply]] = deque()
-        self._said: deque[Learn] = deque()
+        self._said: deque[tuple[Learn | Judged, Reply]] = deque()
         self._wake = threading.Event()
         self._stop = False
         self._saved_at = time.monotonic()
@@ -53,10 +65,10 @@ class _Hands:
             self._asked.append((asked, reply))
             self._wake.set()
 
-    def say(self, said: Learn) -> None:
+    def say(self, said: Learn | Judged, reply: Reply) -> None:
         """Learn when nobody asks."""
         if len(self._said) < _MOST_WAITING:
-            self._said.append(said)
+            self._said.append((said, reply))
             self._wake.set()
 
     def close(self) -> None:
@@ -81,17 +93,17 @@ class _Hands:
 
     def _turn(self) -> None:
         if self._asked:
-            batch = [self._asked.popleft() for _ in range(min(_BATCH, len(self._asked)))]
-            looks = [(asked, reply) for asked, reply in batch if isinstance(asked, Look)]
-            for fast in (True, False):  # those that take little do not wait for the others
-                some = [(look, reply) for look, reply in looks if (look.terms.embedder == "fast") is fast]
-                for (_, reply), found in zip(some, self._service.look([look for look, _ in some]), strict=True):
-                    reply(found)
-            for asked, reply in batch:
-                if isinstance(asked, Census):
-                    reply(Counted(asked.n, self._service.census()))
+            asked, reply = self._asked.popleft()
+            if isinstance(asked, Look):
+                reply(self._service.look(asked))
+            else:
+                reply(Counted(asked.n, self._service.census()))
         elif self._said:
-            self._service.learn(self._said.popleft())
+            said, reply = self._said.popleft()
+            if isinstance(said, Judged):
+                self._service.judged(said.token, said.same)
+            elif (doubt := self._service.learn(said)) is not None:
+                reply(doubt)
         if time.monotonic() - self._saved_at >= _SAVE_S:
             self._saved_at = time.monotonic()
             self._service.save()
@@ -123,15 +135,15 @@ async def serve(path: Path, service: Service, ready: Callable[[], None]) -> None
             )
 
     async def attend(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        def reply(message: Found | Vectors | Counted) -> None:
+        def reply(message: Found | Doubt | Vectors | Counted) -> None:
             data = framed(message)
             loop.call_soon_threadsafe(lambda: None if writer.is_closing() else writer.write(data))
 
         try:
             while True:
                 message = DECODE_ASKED(await read(reader))
-                if isinstance(message, Learn):
-                    hands.say(message)
+                if isinstance(message, Learn | Judged):
+                    hands.say(message, reply)
                 elif isinstance(message, Embed):
                     embedding.add(task := loop.create_task(embed(message, reply)))
                     task.add_done_callback(embedding.discard)

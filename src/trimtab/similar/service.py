@@ -30,7 +30,7 @@ from trimtab.semantic.learner import Look as Judged
 from trimtab.semantic.lexical import profile
 from trimtab.semantic.promise import CLOSED, Promise
 from trimtab.semantic.promise import Terms as PromiseTerms
-from trimtab.similar.messages import Found, Learn, Look, Space
+from trimtab.similar.messages import Doubt, Found, Learn, Look, Space
 from trimtab.similar.rows import Kept, Rows, is_damage
 from trimtab.stores._purges import Purges
 from trimtab.types import Asked, Embedded, ReuseTerms, Similar
@@ -38,6 +38,7 @@ from trimtab.types import Asked, Embedded, ReuseTerms, Similar
 _log = logging.getLogger("trimtab.similar")
 
 _MOST_PENDING: Final = 10_000  # questions whose answers are awaited
+_MOST_DOUBTED: Final = 1000  # answers whose judge was asked
 _MOST_CONTEXTS: Final = 2000  # in memory
 _LEARNED_S: Final = 20.0  # between two writes of it: what a promise knows is some 0.4 MB
 _MOST_ANSWER_BYTES: Final = 1 << 20
@@ -96,6 +97,12 @@ class _Pending(NamedTuple):
     judged: Judged
 
 
+class _Doubted(NamedTuple):
+    pending: _Pending
+    said: Learn
+    same: dict[int, bool]
+
+
 class Service:
     """All spaces. Not thread-safe: one thread owns it. Raises sqlite3.Error from the disk; then the call had no effect
     on disk, and the next ones go on."""
@@ -112,6 +119,7 @@ class Service:
         self._states: dict[tuple[str, str, str], bytes] = {}
         self._judge = cascade(accurate)
         self._pending: OrderedDict[int, _Pending] = OrderedDict()
+        self._doubted: OrderedDict[int, _Doubted] = OrderedDict()  # of which a model was asked
         self._token = int.from_bytes(os.urandom(6), "little") << 16  # no former process's token means anything here
         self.failures = 0  # of calls, as whoever makes them counts
         self._learned_at = clock.mono()  # when what was learned was last written
@@ -144,22 +152,17 @@ class Service:
             self._contexts.clear()
             self._known.clear()
             self._pending.clear()
+            self._doubted.clear()
             self._rows.begin_anew(error)
 
     # Asking
 
-    def look(self, asked: Sequence[Look]) -> list[Found]:
-        """Decide on questions, embedded together. Order is kept."""
-        if not asked:
-            return []
+    def look(self, look: Look) -> Found:
+        """Decide on a question."""
         self._notice_purges()
-        fast = self._fast.embed([look.asked.text for look in asked])
-        thorough = [n for n, look in enumerate(asked) if look.terms.embedder != "fast"]
-        accurate = self._accurate.embed([asked[n].asked.text for n in thorough])
-        vectors = dict(zip(thorough, accurate, strict=True))
-        return [self._look(look, vectors.get(n, fast[n]), fast[n]) for n, look in enumerate(asked)]
-
-    def _look(self, look: Look, accurate: Vectors, fast: Vectors) -> Found:
+        fast = accurate = self._fast.embed([look.asked.text])[0]
+        if look.terms.embedder != "fast":
+            accurate = self._accurate.embed([look.asked.text])[0]
         context = self._context(look.asked, look.terms)
         self._expire(context)
         side = context.side
@@ -228,18 +231,42 @@ class Service:
 
     # Learning
 
-    def learn(self, said: Learn) -> None:
-        """Compare a fresh answer with the neighbours', learn from it, and keep it."""
+    def learn(self, said: Learn) -> Doubt | None:
+        """Compare a fresh answer with the neighbours', learn from it, and keep it.
+
+        Where a model may be asked, and whether the candidate's answer is equivalent cannot be read from the two, that
+        waits until `judged` is called.
+        """
         pending = self._pending.pop(said.token, None)
-        if pending is None or not pending.context.open:
-            return
-        context, judged = pending.context, pending.judged
-        if self._state.is_dead(said.stored) or len(said.stored.body) > _MOST_ANSWER_BYTES:
-            return
+        if pending is None or not pending.context.open or len(said.stored.body) > _MOST_ANSWER_BYTES:
+            return None
         fresh = answer_text(said.stored.body, said.stored.dialect)
         if fresh is None or declines(fresh):
+            return None
+        texts = self._texts(pending)
+        same = self._verdicts(fresh, texts)
+        candidate = pending.judged.entry
+        if said.may_ask and candidate in texts and candidate not in same:
+            self._doubted[said.token] = _Doubted(pending, said, same)
+            if len(self._doubted) > _MOST_DOUBTED:
+                self._keep(*self._doubted.popitem(last=False)[1])
+            return Doubt(said.token, fresh, texts[candidate])
+        self._keep(pending, said, same)
+        return None
+
+    def judged(self, token: int, same: bool | None) -> None:
+        """What the model said of a doubt; None if it could not tell."""
+        doubted = self._doubted.pop(token, None)
+        if doubted is None:
             return
-        same = self._verdicts(context, judged, fresh)
+        candidate = doubted.pending.judged.entry
+        verdicts = doubted.same if same is None or candidate is None else doubted.same | {candidate: same}
+        self._keep(doubted.pending, doubted.said, verdicts)
+
+    def _keep(self, pending: _Pending, said: Learn, same: dict[int, bool]) -> None:
+        context, judged = pending
+        if not context.open or self._state.is_dead(said.stored):
+            return
         entry = context.learner.learn(judged, same)
         context.learned = True
         group = context.learner.memory.group(entry)
@@ -253,13 +280,18 @@ class Service:
         if oldest >= 0:
             self._forget(context, [oldest])
 
-    def _verdicts(self, context: _Context, judged: Judged, fresh: str) -> dict[int, bool]:
+    def _texts(self, pending: _Pending) -> dict[int, str]:
+        """The answers to compare with, as far as they are still there."""
+        context, judged = pending
         texts: dict[int, str] = {}
         for entry in judged.compare:
             stored = self._rows.stored(context.id, entry) if entry in context.learner.memory else None
             text = None if stored is None else answer_text(stored.body, stored.dialect)
             if text is not None:
                 texts[entry] = text
+        return texts
+
+    def _verdicts(self, fresh: str, texts: dict[int, str]) -> dict[int, bool]:
         verdicts = self._judge.compare(fresh, list(texts.values()))
         return {
             entry: verdict.outcome is Outcome.SAME
@@ -355,6 +387,8 @@ class Service:
 
     def close(self) -> None:
         """Save and release the file."""
+        for doubted in self._doubted.values():
+            self._keep(*doubted)
         self.save(final=True)
         self._rows.close()
         self._purges.close()

@@ -32,6 +32,10 @@ class Targets:
             self._memo[key] = plan
         return plan
 
+    def alone(self, model: str, dialect: Dialect) -> Plan:
+        """One attempt at a model, whatever the route. Raises ModelNotFound."""
+        return Plan((Attempt(self._target(model, dialect), Purpose.SERVE),))
+
     def _make(self, route: str, model: str, dialect: Dialect) -> Plan:
         settings = self._config.route(route)
         model = settings.model or model

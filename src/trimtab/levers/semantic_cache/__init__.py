@@ -7,8 +7,10 @@ the client has its answer. `docs/levers/semantic-cache.md` says what is promised
 
 from __future__ import annotations
 
+import random
 from collections.abc import Awaitable, Callable
-from typing import Annotated, Final, Literal, NamedTuple
+from functools import partial
+from typing import Annotated, Any, Final, Literal, NamedTuple
 
 import msgspec
 
@@ -48,6 +50,9 @@ Embedder = Literal["accurate", "fast"]
 ShadowCall = Callable[[Request, Plan, Purpose], Awaitable[Reply | None]]
 """Ask the model what a client is not waiting for; a row of its own in the ledger. None if it did not answer."""
 
+ModelCall = Callable[[Request, dict[str, Any]], Awaitable[str | None]]
+"""Ask another model, with an OpenAI request's fields, on behalf of a request; its text, None if it did not answer."""
+
 
 class Config(Rules, frozen=True):
     """Settings, `Rules` included; all may differ by route. What a tenant's route has learned is its own."""
@@ -62,6 +67,8 @@ class Config(Rules, frozen=True):
     ttl_s: Ttl = 86_400.0
     max_entries: Entries = 20_000  # of each context
     timeout_ms: Milliseconds = 100.0  # how long a request waits for a look-up
+    judge_model: str = ""  # is asked where it cannot be read from two answers whether they are equivalent
+    judge_share: AuditShare = 1.0  # of those pairs
 
 
 class Memo(msgspec.Struct, frozen=True):
@@ -72,6 +79,7 @@ class Memo(msgspec.Struct, frozen=True):
     plan: Plan
     ttl_s: float
     private: bool  # the context is one user's own: an answer that identifies somebody reaches nobody else
+    question: str
 
 
 class Facts(NamedTuple):
@@ -82,11 +90,18 @@ class Facts(NamedTuple):
     identifies: Callable[[bytes], str]
 
 
+class Calls(NamedTuple):
+    """How the lever asks models."""
+
+    shadow: ShadowCall
+    judge: ModelCall
+
+
 def build(
-    settings: Callable[[str], Config], answers: SimilarAnswers, clock: Clock, facts: Facts, shadow: ShadowCall
+    settings: Callable[[str], Config], answers: SimilarAnswers, clock: Clock, facts: Facts, calls: Calls
 ) -> SemanticCache:
     """The lever. `settings` gives a route's."""
-    return SemanticCache(settings, answers, clock, facts, shadow)
+    return SemanticCache(settings, answers, clock, facts, calls)
 
 
 class SemanticCache:
@@ -103,13 +118,13 @@ class SemanticCache:
         answers: SimilarAnswers,
         clock: Clock,
         facts: Facts,
-        shadow: ShadowCall,
+        calls: Calls,
     ) -> None:
         self._settings = settings
         self._answers = answers
         self._clock = clock
         self._facts = facts
-        self._shadow = shadow
+        self._calls = calls
 
     async def decide(self, request: Request, plan: Plan) -> Decision:
         """Answer from an earlier question, or say why not."""
@@ -140,7 +155,7 @@ class SemanticCache:
         if found is None:
             return _go_on(f"no answer from the cache within {config.timeout_ms:g} ms")
         own = bool(scope.user) and not shares_users(request, config)
-        memo = Memo(found.token, target, plan, config.ttl_s, own)
+        memo = Memo(found.token, target, plan, config.ttl_s, own, question.text)
         stored, why = found.stored, found.why
         if stored is None:
             return _go_on(why, memo, found.p_wrong, found.limit)
@@ -168,7 +183,7 @@ class SemanticCache:
         if not isinstance(memo, Memo):
             return
         if isinstance(decision.step, Answer):
-            reply = await self._shadow(request, memo.plan, Purpose.SHADOW)
+            reply = await self._calls.shadow(request, memo.plan, Purpose.SHADOW)
         elif not answered(outcome.record):
             return
         if reply is None or reply.target != memo.target:
@@ -177,7 +192,17 @@ class SemanticCache:
             return
         if not memo.private and self._facts.identifies(reply.body):
             return
-        self._answers.learn(memo.token, stored_of(request, reply, memo.ttl_s))
+        config = self._settings(request.scope.route)
+        judge = None
+        if config.judge_model and random.random() < config.judge_share:
+            judge = partial(self._judged, request, memo.question, config.judge_model)
+        self._answers.learn(memo.token, stored_of(request, reply, memo.ttl_s), judge)
+
+    async def _judged(self, request: Request, question: str, model: str, fresh: str, cached: str) -> bool | None:
+        from trimtab.semantic import llm_judge
+
+        text = await self._calls.judge(request, llm_judge.llm_request(question, fresh, "", cached, model))
+        return None if text is None else llm_judge.SAME_OF[llm_judge.llm_verdict(text).outcome]
 
 
 def _go_on(
