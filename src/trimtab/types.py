@@ -9,7 +9,7 @@ nothing but values cannot form cycles: `gc=False` spares the collector the look.
 from __future__ import annotations
 
 from enum import IntEnum, StrEnum
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -176,6 +176,10 @@ class Plan(msgspec.Struct, frozen=True, gc=False):
 
     attempts: tuple[Attempt, ...]
     retry_after_max_s: float = 20.0  # a longer Retry-After skips the target's other attempts
+
+
+PersonNames = Literal["off", "context", "any"]
+"""Which names of persons make an answer its user's own: none, those told of as private persons, or all."""
 
 
 class Stored(msgspec.Struct, frozen=True, gc=False):

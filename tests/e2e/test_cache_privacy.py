@@ -12,6 +12,7 @@ from upstream import Upstream
 from upstream_shapes import Act
 
 MAIL = "Write to ann.lee@example.org"
+NAME = "The order of Maria Lopez has left"
 
 
 @SAME_PAIRS
@@ -23,17 +24,20 @@ def test_only_what_identifies_nobody_is_shared(gateways: MakeGateway, upstream: 
         headers |= {"x-trimtab-cache": "public"} if how == "public" else {"x-trimtab-route": "faq"}
         return send(gateway, pair, pair.body(prompt), headers)
 
-    for how, policy in (("public", "client asked public"), ("route", "share_users")):
-        private = upstream.prompt(Act(text=MAIL), Act(text="They open at nine"))
+    for how, policy, text, label in (
+        ("public", "client asked public", MAIL, "EMAIL"),
+        ("route", "share_users", NAME, "NAME"),
+    ):
+        private = upstream.prompt(Act(text=text), Act(text="They open at nine"))
         assert ask(private, "ann", how).headers["x-trimtab-cache"] == "miss"
         time.sleep(0.5)  # the first search loads its patterns
         assert ask(private, "ann", how).headers["x-trimtab-cache"] == "hit"
         bob = ask(private, "bob", how)
-        assert bob.headers["x-trimtab-cache"] == "miss" and MAIL not in bob.body.decode()
-        assert "(miss; not shared: EMAIL in an answer)" in bob.headers["x-trimtab-decision"]
+        assert bob.headers["x-trimtab-cache"] == "miss" and text not in bob.body.decode()
+        assert f"(miss; not shared: {label} in an answer)" in bob.headers["x-trimtab-decision"]
         time.sleep(0.1)
-        open_to_all = ask(private, "eve", how)  # the second answer holds nobody's address
-        assert open_to_all.headers["x-trimtab-cache"] == "hit" and MAIL not in open_to_all.body.decode()
+        open_to_all = ask(private, "eve", how)  # the second answer says nothing of anybody
+        assert open_to_all.headers["x-trimtab-cache"] == "hit" and text not in open_to_all.body.decode()
         row = gateway.row(id=open_to_all.request_id)
         (decision,) = json.loads(row["detail"])["decisions"]
         assert decision["reason"].endswith(f"s; shared unless PII: {policy}")

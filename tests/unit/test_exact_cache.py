@@ -249,6 +249,8 @@ def reply_of(request: Request, text: str) -> Outcome:
         ("Her card is 4111 1111 1111 1111.", "CARD"),
         ("Call +49 30 901820.", "PHONE"),
         ("From 203.0.113.9, it seems", "IP"),
+        ("Dear Ann, your flat is ready.", "NAME"),
+        ("The order of Maria Lopez has left.", "NAME"),
     ],
 )
 async def test_an_answer_that_identifies_somebody_is_for_its_own_user(store, clock, how, text, label):
@@ -272,6 +274,36 @@ async def test_an_answer_that_identifies_somebody_is_for_its_own_user(store, clo
         found = await cache.decide(who, PLAN)
         assert isinstance(found.step, Answer) and b"nine" in found.step.stored.body
         assert found.reason == f"hit age 0 s; shared unless PII: {policy}"
+
+
+@pytest.mark.parametrize(
+    ("names", "text", "kept_apart"),
+    [
+        ("context", "Marie Curie discovered radium.", False),
+        ("any", "Marie Curie discovered radium.", True),
+        ("any", "Radium was discovered in 1898.", False),
+        ("off", "Dear Ann,\nyour flat is ready.", False),
+        ("off", "Dear Ann, write to ann.lee@example.org.", True),
+    ],
+)
+async def test_which_names_keep_an_answer_apart_is_a_setting(store, clock, names, text, kept_apart):
+    cache = lever(store, clock, share_users=True, person_names=names)
+    ann, bob = ask(scope={"user": "ann"}), ask(scope={"user": "bob"}, id="req-2")
+    await cache.learn(reply_of(ann, text), await cache.decide(ann, PLAN))
+    assert ((await cache.decide(bob, PLAN)).step is None) == kept_apart
+
+
+async def test_which_names_count_may_differ_by_route(store, clock):
+    cache = build(
+        lambda route: Config(share_users=True, person_names="off" if route == "bold" else "context"),
+        store,
+        clock,
+        whole,
+    )
+    for route, shared in (("bold", True), ("default", False)):
+        ann, bob = (ask(scope={"user": user, "route": route}) for user in ("ann", "bob"))
+        await cache.learn(reply_of(ann, "Dear Ann, it is done."), await cache.decide(ann, PLAN))
+        assert isinstance((await cache.decide(bob, PLAN)).step, Answer) == shared
 
 
 async def test_without_a_user_an_answer_that_identifies_somebody_is_not_kept(store, clock):

@@ -33,12 +33,12 @@ from trimtab.protocols.reuse import (
     stored_of,
     temperature_obstacle,
 )
-from trimtab.types import Answer, Decision, Outcome, Plan, Request, Slot, Target
+from trimtab.types import Answer, Decision, Outcome, PersonNames, Plan, Request, Slot, Target
 
 KEY_FORMAT: Final = 1  # raise it whenever the meaning or the order of what is hashed changes
 _NAME: Final = "exact_cache"
 _VERSION: Final = "1"
-_INLINE_BYTES: Final = 8192  # of an answer that is searched at once, in less than a millisecond; others in a thread
+_INLINE_BYTES: Final = 6144  # of an answer that is searched at once, in less than a millisecond; others in a thread
 
 _ENCODE: Final = msgspec.msgpack.Encoder().encode
 
@@ -56,7 +56,7 @@ Milliseconds = Annotated[
 ]
 
 
-PER_ROUTE: Final = ("enabled", "ttl_s", "any_temperature", "share_users", "coalesce")
+PER_ROUTE: Final = ("enabled", "ttl_s", "any_temperature", "share_users", "person_names", "coalesce")
 
 
 class Config(msgspec.Struct, frozen=True):
@@ -69,6 +69,7 @@ class Config(msgspec.Struct, frozen=True):
     max_bytes: FileBytes = 1 << 30  # of the file that all workers share; takes effect at a restart
     any_temperature: bool = False
     share_users: bool = False
+    person_names: PersonNames = "context"  # which of them in an answer keep it from other users
     coalesce: bool = True  # identical requests in flight in one worker share an upstream call
     store: Literal["lmdb", "memory", "valkey"] = "lmdb"  # takes effect at a restart, as the three below
     url: str = ""  # of a Valkey or Redis server without a password
@@ -92,10 +93,10 @@ def _unnamed(engine: str) -> str:
     return ""
 
 
-def _identity_in(body: bytes) -> str:
+def _identity_in(body: bytes, names: PersonNames) -> str:
     from trimtab.redact import identity_in  # its patterns take a moment, and few gateways share
 
-    return identity_in(body)
+    return identity_in(body, names)
 
 
 def build(
@@ -104,13 +105,13 @@ def build(
     clock: Clock,
     whole: Whole,
     identity: Callable[[str], str] = _unnamed,
-    identifies: Callable[[bytes], str] = _identity_in,
+    identifies: Callable[[bytes, PersonNames], str] = _identity_in,
 ) -> ExactCache:
     """The lever. `settings` gives a route's; `whole` is the codec's `finish_is_whole`.
 
     `identity` says what is behind an engine's name (its URL, its weights), so that an engine that is pointed elsewhere
-    does not answer with what the former one said. `identifies` says what identifies somebody in an answer, "" if
-    nothing: such an answer is never shared by users.
+    does not answer with what the former one said. `identifies` says what identifies somebody in an answer, and
+    which names do, "" if nothing: such an answer is never shared by users.
     """
     return ExactCache(settings, store, clock, whole, identity, identifies)
 
@@ -130,7 +131,7 @@ class ExactCache:
         clock: Clock,
         whole: Whole,
         identity: Callable[[str], str] = _unnamed,
-        identifies: Callable[[bytes], str] = _identity_in,
+        identifies: Callable[[bytes, PersonNames], str] = _identity_in,
     ) -> None:
         self._settings = settings
         self._store = store
@@ -138,7 +139,7 @@ class ExactCache:
         self._whole = whole
         self._identity = identity
         self._identifies = identifies
-        self._warm = False  # the first search loads what it needs
+        self._warm: set[PersonNames] = set()  # the first search of a kind loads what it needs
 
     async def decide(self, request: Request, plan: Plan) -> Decision:
         """Answer from the store, or say why not; asks for the reply where it may be kept."""
@@ -180,7 +181,7 @@ class ExactCache:
         if not right and not request.idempotency:
             return
         stored = stored_of(request, reply, memo.ttl_s)
-        found = await self._identity_of(reply.body) if memo.own_key else ""
+        found = await self._identity_of(reply.body, request.scope.route) if memo.own_key else ""
         if not found:
             self._store.put(memo.key, stored)
             return
@@ -189,11 +190,12 @@ class ExactCache:
             self._store.put(memo.own_key, stored)
         self._store.put(memo.key, msgspec.structs.replace(stored, body=b""))
 
-    async def _identity_of(self, body: bytes) -> str:
-        if len(body) <= _INLINE_BYTES and self._warm:
-            return self._identifies(body)
-        found = await asyncio.to_thread(self._identifies, body)
-        self._warm = True
+    async def _identity_of(self, body: bytes, route: str) -> str:
+        names = self._settings(route).person_names
+        if len(body) <= _INLINE_BYTES and names in self._warm:
+            return self._identifies(body, names)
+        found = await asyncio.to_thread(self._identifies, body, names)
+        self._warm.add(names)
         return found
 
 

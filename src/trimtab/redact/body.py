@@ -18,7 +18,7 @@ from trimtab.redact import custom
 from trimtab.redact.rules import BUILT_IN, MEDIA, PLACEHOLDER, Rule, found, is_card
 
 # Values of these are the protocol's own, in its own places; in the data of tools they are like all others.
-_STRUCTURAL: Final = frozenset(
+STRUCTURAL: Final = frozenset(
     (
         "detail", "effort", "finish_reason", "format", "id", "media_type", "model", "name", "object",
         "reasoning_effort", "role", "service_tier", "stop_reason", "tool_call_id", "tool_use_id", "ttl", "type",
@@ -26,7 +26,7 @@ _STRUCTURAL: Final = frozenset(
 )  # fmt: skip
 _IDENTIFIER: Final = re.compile(r"[A-Za-z0-9_./:-]{1,256}")
 # What is below these has a form of the application's own, keys included.
-_DATA: Final = frozenset(("arguments", "input", "input_schema", "metadata", "parameters", "schema"))
+DATA: Final = frozenset(("arguments", "input", "input_schema", "metadata", "parameters", "schema"))
 _FILES: Final = frozenset(("b64_json", "data", "file_data"))
 _BASE64: Final = re.compile(r"[A-Za-z0-9+/_\r\n-]{64,}+={0,2}\s*")
 _TAKEN: Final = re.compile(PLACEHOLDER.pattern.encode())
@@ -51,24 +51,20 @@ class Redactor:
         try:
             for name, raw in fields.items():
                 before = walk.made
-                redacted = walk.value(msgspec.json.decode(raw), name, {}, data=name in _DATA)
+                redacted = walk.value(msgspec.json.decode(raw), name, {}, data=name in DATA)
                 kept[name] = raw if walk.made == before else redacted
             return msgspec.json.encode(kept)
         except (msgspec.MsgspecError, RecursionError, UnicodeError, ValueError) as error:
             raise BadRequest(f"the body cannot be read, so not redacted: {error}") from None
 
-    def finding(self, body: bytes) -> str:
-        """The label of what is found first in a JSON body, such as "EMAIL", or "". Raises BadRequest as `body` does.
+    def finding(self, answer: Any) -> str:
+        """The label of what is found first in an answer, as `decoded` gives it, such as "EMAIL", or "".
 
-        `logprobs` are left out: they say the same text once more, token by token.
+        Raises BadRequest as `body` does.
         """
         walk = _Walk(self._rules, {})
         try:
-            decoded = msgspec.json.decode(body)
-            for choice in decoded.get("choices") or () if isinstance(decoded, dict) else ():
-                if isinstance(choice, dict):
-                    choice.pop("logprobs", None)
-            walk.value(decoded, "", {}, data=False)
+            walk.value(answer, "", {}, data=False)
         except (msgspec.MsgspecError, RecursionError, UnicodeError, ValueError) as error:
             raise BadRequest(f"the body cannot be read: {error}") from None
         return walk.first
@@ -76,6 +72,21 @@ class Redactor:
     def text(self, text: str) -> str:
         """One text on its own."""
         return _Walk(self._rules, {}).text(text)
+
+
+def decoded(body: bytes) -> Any:
+    """An answer's JSON body, without `logprobs`: they say the same text once more, token by token.
+
+    Raises BadRequest for one that cannot be read.
+    """
+    try:
+        answer = msgspec.json.decode(body)
+    except (msgspec.MsgspecError, RecursionError, UnicodeError, ValueError) as error:
+        raise BadRequest(f"the body cannot be read: {error}") from None
+    for choice in answer.get("choices") or () if isinstance(answer, dict) else ():
+        if isinstance(choice, dict):
+            choice.pop("logprobs", None)
+    return answer
 
 
 class _Walk:
@@ -99,7 +110,7 @@ class _Walk:
             return [self.value(item, key, parent, data=data) for item in value]
         if kind is dict:
             return {
-                self.text(name) if data else name: self.value(item, name, value, data=data or name in _DATA)
+                self.text(name) if data else name: self.value(item, name, value, data=data or name in DATA)
                 for name, item in value.items()
             }
         if kind is int and data and value >= _LEAST_CARD and is_card(str(value)):
@@ -109,7 +120,7 @@ class _Walk:
         return value
 
     def _string(self, text: str, key: str, parent: Mapping[str, Any], *, data: bool) -> str:
-        if not data and key in _STRUCTURAL and _IDENTIFIER.fullmatch(text) and not (key == "name" and "role" in parent):
+        if not data and key in STRUCTURAL and _IDENTIFIER.fullmatch(text) and not (key == "name" and "role" in parent):
             return text
         if key in _FILES and _is_file(text, key, parent):
             return text if PLACEHOLDER.fullmatch(text) else self._placeholder(MEDIA.label, text)

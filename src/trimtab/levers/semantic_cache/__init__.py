@@ -7,6 +7,7 @@ the client has its answer. `docs/levers/semantic-cache.md` says what is promised
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -22,6 +23,7 @@ from trimtab.types import (
     Asked,
     Decision,
     Outcome,
+    PersonNames,
     Plan,
     Purpose,
     Reply,
@@ -66,6 +68,7 @@ class Config(Rules, frozen=True):
     embedder: Embedder = "accurate"  # "fast" takes under a millisecond and finds less
     ttl_s: Ttl = 86_400.0
     max_entries: Entries = 20_000  # of each context
+    person_names: PersonNames = "context"  # which of them in an answer identify somebody
     timeout_ms: Milliseconds = 100.0  # how long a request waits for a look-up
     judge_model: str = ""  # is asked where it cannot be read from two answers whether they are equivalent
     judge_share: AuditShare = 1.0  # of those pairs
@@ -87,7 +90,7 @@ class Facts(NamedTuple):
 
     whole: Whole
     identity: Callable[[str], str]
-    identifies: Callable[[bytes], str]
+    identifies: Callable[[bytes, PersonNames], str]
 
 
 class Calls(NamedTuple):
@@ -190,9 +193,10 @@ class SemanticCache:
             return
         if not self._facts.whole(request.dialect, reply.finish, request.fields):
             return
-        if not memo.private and self._facts.identifies(reply.body):
-            return
         config = self._settings(request.scope.route)
+        found = "" if memo.private else await asyncio.to_thread(self._facts.identifies, reply.body, config.person_names)
+        if found:
+            return
         judge = None
         if config.judge_model and random.random() < config.judge_share:
             judge = partial(self._judged, request, memo.question, config.judge_model)
