@@ -20,7 +20,7 @@ from msgspec import structs
 from trimtab import config as configuration
 from trimtab.config import Config, registry
 from trimtab.dispatch import Dispatcher
-from trimtab.errors import ConfigError
+from trimtab.errors import ConfigError, StoreError
 from trimtab.levers import exact_cache, semantic_cache
 from trimtab.pipeline import Pipeline
 from trimtab.ports import AnswerStore, Clock, Engine, Lever
@@ -402,7 +402,12 @@ def _outlets(config: Config, env: Mapping[str, str], dropped: Dropped) -> list[O
 
 
 def run_similar(config: Config, ready: Callable[[], None]) -> None:
-    """Keep the answers to similar questions until told to stop. Raises ConfigError if its models cannot be had."""
+    """Keep the answers to similar questions until told to stop.
+
+    Raises ConfigError if its models cannot be had, StoreError if its file cannot.
+    """
+    import sqlite3
+
     from trimtab.semantic.embed import load_accurate, load_fast
     from trimtab.similar import server
     from trimtab.similar.service import Service
@@ -410,12 +415,12 @@ def run_similar(config: Config, ready: Callable[[], None]) -> None:
 
     folder, data_dir = cache_dir(os.environ), Path(config.server.data_dir)
     (data_dir / "run").mkdir(parents=True, exist_ok=True)
-    service = Service(
-        data_dir / "cache",
-        load_accurate(folder, shown_on_stderr("the accurate embedder")),
-        load_fast(folder, shown_on_stderr("the fast embedder")),
-        SystemClock(),
-    )
+    accurate = load_accurate(folder, shown_on_stderr("the accurate embedder"))
+    fast = load_fast(folder, shown_on_stderr("the fast embedder"))
+    try:
+        service = Service(data_dir / "cache", accurate, fast, SystemClock())
+    except (OSError, sqlite3.Error) as error:
+        raise StoreError(f"its file in {data_dir / 'cache'}: {error}") from error
     asyncio.run(server.serve(socket_path(data_dir), service, ready))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import threading
 import time
@@ -16,6 +17,7 @@ import openai
 import pytest
 from asking import Got, Pair, send
 from gateway_process import Gateway, MakeGateway, new_id
+from questions import metric
 
 SYSTEM = "You answer questions about our shop in one sentence."
 ANSWERS = {
@@ -334,14 +336,25 @@ def test_without_its_process_requests_go_on_and_then_it_is_back_with_what_it_kne
     while cache_of(ask(static, "How can I return goods?")) != "semantic":
         assert time.monotonic() < deadline, static.log()
         time.sleep(0.2)
-    assert b"trimtab_semantic_skipped_total" in static.get("/metrics")[1]
+    assert metric(static, "trimtab_semantic_skipped_total") > 0
+    ends = [line for line in static.log().splitlines() if f"semantic cache (pid {pid}) ended" in line]
+    assert len(ends) == 1 and "starting it again" in ends[0]
 
 
-def test_a_process_that_hangs_holds_up_a_few_requests_only(gateways: MakeGateway, librarian: Librarian) -> None:
-    gateway = gateways(config(librarian.port, mode="static", threshold=0.75), ready_s=180)
-    gateway.write_config(config(librarian.port, mode="static", threshold=0.75).replace("5000", "200"))
+@pytest.fixture(scope="module")
+def hasty(gateways: MakeGateway, librarian: Librarian) -> Gateway:
+    """Waits 200 ms for the process."""
+    text = config(librarian.port, mode="static", threshold=0.75)
+    gateway = gateways(text, ready_s=180)
+    gateway.write_config(text.replace("5000", "200"))
     gateway.signal(signal.SIGHUP)
+    return gateway
+
+
+def test_a_process_that_hangs_holds_up_a_few_requests_only(hasty: Gateway) -> None:
+    gateway = hasty
     teach(gateway, "How can I return goods?")
+    skipped = metric(gateway, "trimtab_semantic_skipped_total")
     (pid,) = gateway.children("trimtab-similar")
     os.kill(pid, signal.SIGSTOP)
     workflow = new_id()
@@ -352,8 +365,33 @@ def test_a_process_that_hangs_holds_up_a_few_requests_only(gateways: MakeGateway
         for row in gateway.ledger(workflow=workflow, count=20)
     ]
     assert sum(waits) < 15  # three, and then one a second
+    assert metric(gateway, "trimtab_semantic_skipped_total") == skipped + 20
     os.kill(pid, signal.SIGCONT)
     teach(gateway, "How can I return goods?")
+    said = [line.partition("the semantic cache ")[2] for line in gateway.log().splitlines() if "WARNING" in line]
+    assert said == ["gives no answer in time; requests go on without it", "answers again"]
+
+
+def test_a_disk_that_runs_full(hasty: Gateway) -> None:
+    teach(hasty, "How can I return goods?")
+    skipped = metric(hasty, "trimtab_semantic_skipped_total")
+    (pid,) = hasty.children("trimtab-similar")
+    _, hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)
+    written = (hasty.data_dir / "cache" / "similar.sqlite-wal").stat().st_size  # the log is shorter, and may grow
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (written, hard))
+    for _ in range(5):  # contexts that cannot be begun
+        got = ask(hasty, "How can I return goods?", {"x-trimtab-user": new_id()})
+        assert cache_of(got) == "bypass"
+        assert got.json["choices"][0]["message"]["content"] == ANSWERS["return"]
+    time.sleep(1.1)  # after several that were late in a row, one a second is asked
+    got = ask(hasty, "How can I return goods?")
+    assert got.json["choices"][0]["message"]["content"] == ANSWERS["return"]
+    assert metric(hasty, "trimtab_semantic_skipped_total") >= skipped + 5
+    assert metric(hasty, "trimtab_semantic_errors_total") > 0
+    said = [line for line in hasty.log().splitlines() if "the semantic cache goes without" in line]
+    assert len(said) == 1
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (hard, hard))
+    teach(hasty, "Can you wrap a gift?")
 
 
 def test_shadow_never_answers_and_promise_stays_closed_at_first(gateways: MakeGateway, librarian: Librarian) -> None:

@@ -17,7 +17,7 @@ import click
 
 from trimtab import config as configuration
 from trimtab.config import Config
-from trimtab.errors import ConfigError
+from trimtab.errors import ConfigError, StoreError
 from trimtab.supervise import GIVE_UP, Child, Context, Supervisor
 
 _log = logging.getLogger("trimtab")
@@ -150,7 +150,7 @@ class _Serve:
         self._sock.close()
         try:
             run_similar(self._config, context.ready)
-        except ConfigError as exc:
+        except (ConfigError, StoreError) as exc:
             _log.error("the semantic cache cannot start, requests go on without it: %s", exc)
             return 1
         return 0

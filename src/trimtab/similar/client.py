@@ -55,7 +55,9 @@ class Client:
         self._judging: set[asyncio.Task[None]] = set()
         self._task: asyncio.Task[None] | None = None
         self.skipped = 0  # questions that went without
+        self.errors = 0  # of the process, as it says
         self._late = 0  # in a row
+        self._told = False  # the log knows that it hangs
         self._again_at = 0.0  # monotonic; until then nothing is asked of one that hangs
 
     async def look(self, asked: Asked, terms: ReuseTerms, timeout_s: float) -> Similar | None:
@@ -69,8 +71,14 @@ class Client:
         if not isinstance(found, Found):
             self._late += 1
             self.skipped += 1
+            if self._late >= _MOST_LATE and self._writer is not None and not self._told:  # of its end others tell
+                self._told = True
+                _log.warning("the semantic cache gives no answer in time; requests go on without it")
             return None
-        self._late = 0
+        if self._told:
+            self._told = False
+            _log.warning("the semantic cache answers again")
+        self._late, self.errors = 0, found.errors
         if len(self._tokens) >= _MOST_TOKENS:
             self._tokens.clear()
         self._tokens.add(found.similar.token)

@@ -26,10 +26,11 @@ class Look(msgspec.Struct, frozen=True, gc=False, tag="look"):
 
 
 class Found(msgspec.Struct, frozen=True, gc=False, tag="found"):
-    """The answer to `Look`."""
+    """The answer to `Look`; `errors` are the process's failures so far."""
 
     n: int
     similar: Similar
+    errors: int = 0
 
 
 class Learn(msgspec.Struct, frozen=True, gc=False, tag="learn"):

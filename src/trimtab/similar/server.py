@@ -89,7 +89,7 @@ class _Hands:
         try:
             self._service.close()
         except sqlite3.Error as error:
-            self._failed(error)
+            _log.warning("the semantic cache could not save what it learned last: %s", error)
 
     def _turn(self) -> None:
         if self._asked:
@@ -109,6 +109,10 @@ class _Hands:
             self._service.save()
 
     def _failed(self, error: Exception) -> None:
+        try:
+            self._service.failed(error)
+        except (OSError, sqlite3.Error) as worse:
+            error = worse
         now = time.monotonic()
         if now - self._logged_at >= _LOG_EVERY_S:
             self._logged_at = now

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sqlite3
 from collections import OrderedDict, deque
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,7 +31,7 @@ from trimtab.semantic.lexical import profile
 from trimtab.semantic.promise import CLOSED, Promise
 from trimtab.semantic.promise import Terms as PromiseTerms
 from trimtab.similar.messages import Doubt, Found, Learn, Look, Space
-from trimtab.similar.rows import Kept, Rows
+from trimtab.similar.rows import Kept, Rows, is_damage
 from trimtab.stores._purges import Purges
 from trimtab.types import Asked, Embedded, ReuseTerms, Similar
 
@@ -114,15 +115,45 @@ class Service:
         self._clock = clock
         self._sides: dict[tuple[str, str, str], _Side] = {}
         self._contexts: OrderedDict[_Key, _Context] = OrderedDict()
-        self._known = {(t, r, e, c): (id_, next_entry) for id_, t, r, e, c, next_entry in self._rows.contexts()}
-        self._states = {(tenant, route, embedder): state for tenant, route, embedder, state in self._rows.promises()}
+        self._known: dict[_Key, tuple[int, int]] = {}
+        self._states: dict[tuple[str, str, str], bytes] = {}
         self._judge = cascade(accurate)
         self._pending: OrderedDict[int, _Pending] = OrderedDict()
         self._doubted: OrderedDict[int, _Doubted] = OrderedDict()  # of which a model was asked
         self._token = int.from_bytes(os.urandom(6), "little") << 16  # no former process's token means anything here
+        self.failures = 0  # of calls, as whoever makes them counts
         self._learned_at = clock.mono()  # when what was learned was last written
+        try:
+            self._remember()
+        except sqlite3.Error as error:
+            if not is_damage(error):
+                raise
+            self._rows.begin_anew(error)
+            self._remember()
+
+    def _remember(self) -> None:
+        self._known = {(t, r, e, c): (id_, next_entry) for id_, t, r, e, c, next_entry in self._rows.contexts()}
+        self._states = {(tenant, route, embedder): state for tenant, route, embedder, state in self._rows.promises()}
         self._rows.remove_before(self._state.purged_at)
         self._rows.commit()
+
+    @property
+    def errors(self) -> int:
+        """Failures so far: of calls, and of a file that was damaged."""
+        return self.failures + self._rows.damaged
+
+    def failed(self, error: Exception) -> None:
+        """A call raised that. A damaged file is set aside: what was known is forgotten, what was learned stays."""
+        self.failures += 1
+        if is_damage(error):
+            for context in self._contexts.values():
+                context.open = False
+                context.side.entries -= len(context.written_groups)
+            self._contexts.clear()
+            self._known.clear()
+            self._pending.clear()
+            self._doubted.clear()
+            self._rows.begin_anew(error)
 
     # Asking
 
@@ -148,7 +179,7 @@ class Service:
             self._pending.popitem(last=False)
         hit = stored is not None
         why = _why(side, judged, hit=hit)
-        return Found(look.n, Similar(self._token, judged.audit and hit, p_wrong, limit, why, stored))
+        return Found(look.n, Similar(self._token, judged.audit and hit, p_wrong, limit, why, stored), self.errors)
 
     def _context(self, asked: Asked, terms: ReuseTerms) -> _Context:
         whose = (asked.tenant, asked.route, terms.embedder)
@@ -175,7 +206,6 @@ class Service:
         learner = Learner(side.rule.terms, accurate_dim=dim, fast_dim=fast, capacity=side.terms.max_entries)
         if key not in self._known:
             self._known[key] = (self._rows.add_context(*key), 0)
-            self._rows.commit()
         id_, next_entry = self._known[key]
         context = _Context(id_, side, learner)
         now, dead, rows = self._clock.wall(), [], []
@@ -279,18 +309,19 @@ class Service:
     def _notice_purges(self) -> None:
         if self._purges.words.snapshot() == self._state.seen:
             return
-        self._state = self._purges.load()
-        self._rows.remove_before(self._state.purged_at)
+        state = self._purges.load()
+        self._rows.remove_before(state.purged_at)
         for context in self._contexts.values():
             dead = [
                 entry
                 for entry in list(context.written_groups)
                 if (stored := self._rows.stored(context.id, entry)) is None
-                or self._state.is_dead(stored)
-                or self._state.means(stored)
+                or state.is_dead(stored)
+                or state.means(stored)
             ]
             self._forget(context, dead)
         self._rows.commit()
+        self._state = state  # not before it was done: until then every look tries again, and finds nothing
 
     def _expire(self, context: _Context) -> None:
         now, dead = self._clock.wall(), []

@@ -86,6 +86,7 @@ class Gateway:
             self.metrics.set("trimtab_cache_down", stats["down"])
         if self.shared.similar is not None:
             self.metrics.set("trimtab_semantic_skipped_total", self.shared.similar.skipped)
+            self.metrics.set("trimtab_semantic_errors_total", self.shared.similar.errors)
         self.metrics.set("trimtab_journal_waiting_rows", self.shared.journal.waiting)
         self.metrics.set("trimtab_in_flight_requests", self.in_flight - besides)
 

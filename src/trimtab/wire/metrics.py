@@ -56,6 +56,9 @@ _METRICS = {
     "trimtab_semantic_skipped_total": _Metric(
         "counter", (), "Questions that went without the semantic cache: its process gave no answer in time."
     ),
+    "trimtab_semantic_errors_total": _Metric(
+        "counter", (), "Failures of the semantic cache's process, such as a full disk or a damaged file.", shared=True
+    ),
     "trimtab_telemetry_dropped_total": _Metric(
         "counter",
         ("outlet",),
@@ -124,8 +127,9 @@ class Metrics:
         """All workers' figures in Prometheus' text format."""
         self.save()
         total: dict[Series, float] = {}
-        for path in sorted(self._folder.glob("metrics-*.json")):
-            for series, value in _read(path):
+        others = [_read(path) for path in sorted(self._folder.glob("metrics-*.json")) if path != self._file]
+        for figures in (list(self._values.items()), *others):  # its own as they are: on a full disk its file is stale
+            for series, value in figures:
                 known = total.get(series, 0)
                 total[series] = max(known, value) if _METRICS[_base(series[0])].shared else known + value
         lines: list[str] = []

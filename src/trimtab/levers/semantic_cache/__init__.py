@@ -15,7 +15,7 @@ from typing import Annotated, Any, Final, Literal, NamedTuple
 
 import msgspec
 
-from trimtab.levers.semantic_cache.question import Question, Rules, question_of
+from trimtab.levers.semantic_cache.question import Question, Rules, question_of, shares_users
 from trimtab.ports import Clock, SimilarAnswers
 from trimtab.protocols.reuse import Whole, answered, stored_of
 from trimtab.types import (
@@ -81,7 +81,7 @@ class Memo(msgspec.Struct, frozen=True):
     target: Target
     plan: Plan
     ttl_s: float
-    private: bool  # an answer that identifies somebody reaches nobody else
+    private: bool  # the context is one user's own: an answer that identifies somebody reaches nobody else
     question: str
 
 
@@ -157,7 +157,8 @@ class SemanticCache:
         )
         if found is None:
             return _go_on(f"no answer from the cache within {config.timeout_ms:g} ms")
-        memo = Memo(found.token, target, plan, config.ttl_s, not config.share_users and bool(scope.user), question.text)
+        own = bool(scope.user) and not shares_users(request, config)
+        memo = Memo(found.token, target, plan, config.ttl_s, own, question.text)
         stored, why = found.stored, found.why
         if stored is None:
             return _go_on(why, memo, found.p_wrong, found.limit)
@@ -165,7 +166,7 @@ class SemanticCache:
         if mode == "shadow":
             return _go_on(f"shadow, would answer: {why}", memo, found.p_wrong, found.limit)
         if scope.cache == "refresh" or age_s >= config.ttl_s:
-            return _go_on("client asked cache refresh" if scope.cache else "older than ttl_s", memo)
+            return _go_on("client asked cache refresh" if scope.cache == "refresh" else "older than ttl_s", memo)
         return Decision(
             lever=_NAME,
             version=_VERSION,

@@ -90,7 +90,7 @@ def question_of(request: Request, target: Target | None, identity: str, rules: R
     `target` is the one that the request is to go to, None if there is none; `identity` says what is behind its engine's
     name. A reason names kinds and never quotes the text. Raises UnicodeEncodeError for a scope that is not Unicode.
     """
-    shared = rules.share_users or request.scope.cache == "public"
+    shared = shares_users(request, rules)
     obstacle = _obstacle(request, target, rules)
     if obstacle or target is None:
         return obstacle
@@ -112,6 +112,11 @@ def question_of(request: Request, target: Target | None, identity: str, rules: R
     text = unicodedata.normalize("NFC", text)
     about = _about(text, rules) or _identified(text, rules)
     return about or Question(text, _context(request, target, identity, _around(raw, said), share_users=shared))
+
+
+def shares_users(request: Request, rules: Rules) -> bool:
+    """Whether the context is that of all users, by the route's word or the client's."""
+    return rules.share_users or request.scope.cache == "public"
 
 
 def _obstacle(request: Request, target: Target | None, rules: Rules) -> str:
