@@ -97,7 +97,7 @@ NO_USAGE = Usage()
 
 
 class Scope(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
-    """Who asks, for what, under which versions. All but session, workflow, cache and purpose are part of every cache key."""
+    """Who asks, for what, under which versions: all but session, workflow, cache and purpose is in every cache key."""
 
     tenant: str
     route: str = "default"

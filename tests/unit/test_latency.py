@@ -121,24 +121,27 @@ def test_an_interrupted_row_counts_once_its_real_one_comes(database):
         assert {row["count"] for row in reader.latency()} == {1}
 
 
-@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("version", [1, 2, 3])
 def test_a_ledger_of_an_earlier_version_is_taken_over(database, version):
     fill(database, [entry(1)])
     with sqlite3.connect(database) as connection:
-        later = (
-            "DROP TABLE later_stages; DROP TABLE slo_minutes; DROP TABLE slo_alarms;"
-            "DROP INDEX requests_trace; ALTER TABLE requests DROP COLUMN trace_id;"
-            + "DROP TABLE latencies;"
-            * (version < 2)
-        )
-        connection.executescript(f"{later} PRAGMA user_version = {version};")
+        later = [
+            "UPDATE requests SET cache = 'audit'; ALTER TABLE requests DROP COLUMN purpose;",
+            "DROP TABLE later_stages; DROP TABLE slo_minutes; DROP TABLE slo_alarms; DROP INDEX requests_trace;"
+            "ALTER TABLE requests DROP COLUMN trace_id;",
+            "DROP TABLE latencies;",
+        ]
+        connection.executescript(f"{''.join(later[: 4 - version])} PRAGMA user_version = {version};")
     with ledger_reader.Reader(database) as reader:
-        assert bool(reader.latency()) == (version == 2)
+        assert reader.summary() == []  # an audit is on nobody's bill
+        assert bool(reader.latency()) == (version >= 2)
         assert "later_stages" not in reader.show(reader.tail(1)[0]["id"])["detail"]
         assert reader.of_trace("0" * 32) == []
     fill(database, [entry(2)])
     with ledger_reader.Reader(database) as reader:
-        assert {row["count"] for row in reader.latency()} == {version}
+        assert {row["count"] for row in reader.latency()} == {min(version, 2)}
+        assert sum(row["requests"] for row in reader.summary()) == 1
+        assert {row["purpose"] for row in reader.tail(10)} == {"shadow", ""}
         assert [row["trace_id"] for row in reader.tail(10)] == ["", ""]
 
 

@@ -134,8 +134,8 @@ class Reader:
     ) -> list[dict[str, Any]]:
         """Totals over [since, until) (unix seconds), grouped, the dearest group first.
 
-        Grouped by a property of attempts (`ATTEMPT_GROUPS`), tokens and cost are theirs and baseline is None. Requests on
-        nobody's bill (audits, evals) count only where "cache" or "purpose" is grouped or filtered by.
+        Grouped by a property of attempts (`ATTEMPT_GROUPS`), tokens and cost are theirs and baseline is None.
+        Requests on nobody's bill (audits, evals) count only where "cache" or "purpose" is grouped or filtered by.
         `cost_nusd` sums what is priced; `unpriced` counts what is not, `estimated` what was estimated.
         """
         for name in by:
@@ -146,7 +146,7 @@ class Reader:
         keys = [(ATTEMPT_GROUPS.get(name) or f"r.{name}", name) for name in by]
         condition, values = _condition(since, until, where or {})
         if not {"cache", "purpose"} & {*by, *(where or ())}:
-            condition += " AND r.purpose = ''"
+            condition += " AND r.purpose = ''" if self._version >= 4 else " AND r.cache <> 'audit'"
         select = [f"{column} AS {name}" for column, name in keys] + (_ATTEMPT_SUMS if split else _REQUEST_SUMS)
         source = "attempts a JOIN requests r ON r.id = a.request_id" if split else "requests r"
         group = f"GROUP BY {', '.join(column for column, _ in keys)}" if keys else ""
