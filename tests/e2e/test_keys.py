@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from ports import free_port
 SAME_PAIRS = pytest.mark.parametrize("pair", SAME, ids=name_of)
 
 
-ACME, GLOBEX = "tt-acme-0123456789abcdef", "tt-globex-0123456789abcdef"
+ACME, GLOBEX, EVALS = "tt-acme-0123456789abcdef", "tt-globex-0123456789abcdef", "tt-evals-0123456789abcdef"
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +33,10 @@ tenant = "acme"
 hash = "{hashed(GLOBEX)}"
 tenant = "globex"
 routes = ["chat"]
+[keys.evals]
+hash = "{hashed(EVALS)}"
+tenant = "acme"
+evals = true
 """
     config = two_upstreams(upstream.port, extra=keys)
     for engine, variable in (("oai", "E2E_OPENAI"), ("ant", "E2E_ANTHROPIC")):
@@ -72,6 +77,30 @@ def test_the_key_names_the_tenant_and_the_secret_stays_here(keyed: Gateway, upst
     assert first.headers["authorization"] == "Bearer sk-secret-openai"
     assert second.headers["x-api-key"] == "sk-secret-anthropic"
     assert ACME not in str(first.headers) + str(second.headers)
+
+
+@SAME_PAIRS
+def test_evals_are_on_nobodys_bill_and_need_a_key_that_may(keyed: Gateway, upstream: Upstream, pair: Pair) -> None:
+    workflow = new_id()
+    headers = {"x-trimtab-workflow": workflow, "x-trimtab-purpose": "eval"}
+    name = "x-api-key" if pair.dialect == "anthropic" else "authorization"
+    body = {"model": pair.model, "messages": [{"role": "user", "content": upstream.prompt()}], "max_tokens": 9}
+    refused = send(keyed, pair, body, headers | {name: ACME if name == "x-api-key" else f"Bearer {ACME}"})
+    assert refused.status == 403
+    assert "evals = true" in error_of(pair, refused)["message"]
+    got = send(keyed, pair, body, headers | {name: EVALS if name == "x-api-key" else f"Bearer {EVALS}"})
+    assert got.status == 200
+    row = next(row for row in keyed.ledger(workflow=workflow, count=2) if row["status"] == 200)
+    assert (row["tenant"], row["purpose"]) == ("acme", "eval")
+    assert [call["purpose"] for call in row["calls"]] == ["eval"]
+
+    def summary(*options: str) -> list[dict[str, Any]]:
+        done = keyed.trimtab("ledger", "summary", "--json", "--workflow", workflow, *options)
+        return [json.loads(line) for line in done.stdout.splitlines()]
+
+    assert summary() == []
+    (only,) = summary("--by", "purpose")
+    assert (only["purpose"], only["requests"]) == ("eval", 1)
 
 
 def test_tenants_share_nothing(keyed: Gateway, upstream: Upstream) -> None:
