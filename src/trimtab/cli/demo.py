@@ -7,7 +7,6 @@ import os
 import platform
 import shutil
 import signal
-import socket
 import sys
 import tempfile
 import time
@@ -26,7 +25,7 @@ from trimtab.cli.ledger_view import seconds
 from trimtab.measure import demo as measure
 from trimtab.measure.contention import Contention
 from trimtab.measure.demo import Workload
-from trimtab.measure.gateway import GatewayFailed, GatewayProcess
+from trimtab.measure.gateway import GatewayFailed, GatewayProcess, free_port
 from trimtab.measure.load import Timing, replay, saturate
 from trimtab.measure.stats import quantile
 from trimtab.semantic.embed import missing_packages
@@ -161,7 +160,7 @@ class _Demo:
         self._others_cpu: dict[str, float | None] = {}
         self._semantic = not missing_packages()
         self._steps = 4 + self._semantic
-        port = _free_port()
+        port = free_port()
         self.config_file.write_text(_config(port, folder) + self._semantic * _SEMANTIC, encoding="utf-8")
         self.gateway = GatewayProcess(_serve_command(self.config_file), port, folder / "serve.log", _environment())
 
@@ -339,12 +338,6 @@ def _environment() -> dict[str, str]:
     """Ours without Trimtab's settings, but for where the weights are kept."""
     kept = "TRIMTAB_CACHE_DIR"
     return {name: value for name, value in os.environ.items() if name == kept or not name.startswith("TRIMTAB_")}
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _to_stderr(piece: bytes) -> None:

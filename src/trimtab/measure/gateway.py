@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -126,6 +127,25 @@ class GatewayProcess:
                 self._last.extend(line for line in lines if line.strip())
         if rest.strip():
             self._last.append(rest)
+
+
+def of_config(config_file: Path, folder: Path) -> GatewayProcess:
+    """A gateway with these settings on a free port, whose files go to `folder`; it ends when we do."""
+    port = free_port()
+    code = (
+        f"from trimtab.measure.gateway import end_with_parent; end_with_parent({os.getpid()}); "
+        "from trimtab.cli import main; main(prog_name='trimtab')"
+    )
+    command = [sys.executable, "-c", code, "serve", "--config", str(config_file), "--host", "127.0.0.1"]
+    env = {**os.environ, "TRIMTAB_DATA_DIR": str(folder / "data")}
+    return GatewayProcess([*command, "--port", str(port), "--workers", "1"], port, folder / "serve.log", env)
+
+
+def free_port() -> int:
+    """One that nobody listens on, at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 async def _readyz(origin: Origin) -> str | None:

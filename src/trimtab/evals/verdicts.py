@@ -1,0 +1,58 @@
+"""A gate's verdict as a file: what was compared, under which versions, and what came out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from trimtab.errors import BadRequest
+from trimtab.evals.compare import pairs
+from trimtab.evals.runs import Head, Run
+from trimtab.quality.paired import Item
+from trimtab.quality.verdict import GateTerms, Verdict, judge
+
+
+class VerdictFile(msgspec.Struct, frozen=True):
+    """Both runs' heads hold the settings as text, the suite by its hash, model, version and machine."""
+
+    verdict: Verdict
+    reference: Head
+    candidate: Head
+    at: float  # unix seconds
+
+
+def of_runs(reference: Run, candidate: Run, terms: GateTerms, at: float) -> VerdictFile:
+    """Judge two whole runs. Raises BadRequest where the two lack items that the other has."""
+    strata: Mapping[str, list[Item]] = pairs(reference, candidate)
+    missing = {item for item, _ in reference.answers} ^ {item for item, _ in candidate.answers}
+    if missing:
+        raise BadRequest(
+            f"{reference.name} and {candidate.name} did not answer the same items ({len(missing)} differ, such as "
+            f"{min(missing)}): run both to their end, for what is missing may not be missing by chance",
+            param="candidate",
+        )
+    return VerdictFile(judge(strata, terms), reference.head, candidate.head, at)
+
+
+def read(path: Path) -> VerdictFile:
+    """A verdict's file. Raises BadRequest."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=VerdictFile)
+    except OSError as error:
+        raise BadRequest(f"{path} cannot be read: {error.strerror}", param="verdict") from None
+    except msgspec.MsgspecError as error:
+        raise BadRequest(f"{path} is no verdict of `trimtab gate`: {error}", param="verdict") from None
+
+
+def as_json(found: VerdictFile) -> bytes:
+    """The file's text, for people to read as well."""
+    return msgspec.json.format(msgspec.json.encode(found), indent=1) + b"\n"
+
+
+def plain(found: VerdictFile) -> dict[str, Any]:
+    """As plain values, for --json."""
+    values: dict[str, Any] = msgspec.to_builtins(found)
+    return values
