@@ -23,7 +23,7 @@ import msgspec
 from trimtab.quality.sequential import ConfidenceSequence
 
 _STAKES: Final = (0.98, 0.55)  # shares of the largest stake: verdicts with little noise, and with much
-_CALM_START: Final = 30  # what bettors own after a good time, so that a lever that is bad at once goes off as soon
+_CALM_START: Final = 30.0  # what bettors own after a good time, so that a lever that is bad at once goes off as soon
 
 
 class MonitorTerms(msgspec.Struct, frozen=True):

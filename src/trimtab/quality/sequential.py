@@ -41,11 +41,16 @@ class Wager:
             raise ValueError(f"a limit has to lie between -1 and 1, not at {limit}")
         self._limit = limit
         self._logs = [math.log(start) for _, start in _BETS]
+        self._steps: dict[int, list[float]] = {}  # by the loss in thousandths: what it adds to each of the logarithms
 
     def add(self, loss: float) -> None:
         """Bet on the next item's loss, -1 to 1, rounded up. Raises ValueError."""
-        odds = (self._limit - _outward(loss)[1] / _GRID) / (1 - self._limit)
-        self._logs = [log + math.log1p(stake * odds) for log, (stake, _) in zip(self._logs, _BETS, strict=True)]
+        above = _outward(loss)[1]
+        steps = self._steps.get(above)
+        if steps is None:
+            odds = (self._limit - above / _GRID) / (1 - self._limit)
+            steps = self._steps[above] = [math.log1p(stake * odds) for stake, _ in _BETS]
+        self._logs = [log + step for log, step in zip(self._logs, steps, strict=True)]
 
     @property
     def log_evidence(self) -> float:

@@ -142,10 +142,10 @@ class _Trial:
     def add(self, item: Item) -> Ruling:
         if self.ruling is not Ruling.UNDECIDED:
             return self.ruling
-        self._scores.add(item)
-        self._sequence.add(item.loss)
-        self._passing.add(item.loss)
-        self._failing.add(-item.loss)
+        loss = self._scores.add(item)
+        self._sequence.add(loss)
+        self._passing.add(loss)
+        self._failing.add(-loss)
         if self._scores.why_not(self.terms) is None:
             if self._passing.log_evidence >= -math.log(self.terms.alpha):
                 self.ruling = Ruling.PASS
@@ -172,7 +172,8 @@ class _Scores:
         self.items = self.worse = self.better = 0
         self.weight = self.reference = self.loss = 0.0
 
-    def add(self, item: Item) -> None:
+    def add(self, item: Item) -> float:
+        """Count it; its loss."""
         loss = item.loss
         self.items += 1
         self.worse += loss > 0
@@ -180,6 +181,7 @@ class _Scores:
         self.weight += item.weight
         self.reference += item.weight * item.reference_score
         self.loss += item.weight * loss
+        return loss
 
     def why_not(self, terms: GateTerms) -> str | None:
         """Why this stratum cannot judge, if it cannot."""
@@ -195,7 +197,7 @@ class _Scores:
     def verdict(
         self, name: str, terms: GateTerms, ruling: Ruling, bounds: tuple[float, float], decided: Callable[[float], bool]
     ) -> StratumVerdict:
-        """Bounds are the lower and the upper one; `decided` says if that many times the items (of none, ties) would do."""
+        """Bounds: lower, upper. `decided` says whether so many times these items (of none: so many ties) would do."""
         if not self.items:
             more = _more_items(0, decided)
             return StratumVerdict(name, ruling, "no items", 0, 0, 0, None, None, None, None, None, more)
@@ -216,9 +218,7 @@ class _Scores:
 
 def _judged(name: str, items: list[Item], terms: GateTerms, fail_alpha: float) -> StratumVerdict:
     scores = _Scores()
-    for item in items:
-        scores.add(item)
-    counts = counted((item.loss for item in items), (item.weight for item in items))
+    counts = counted([scores.add(item) for item in items], [item.weight for item in items])
     bounds = lower_bound(counts, fail_alpha), upper_bound(counts, terms.alpha)
     ruling = Ruling.UNDECIDED
     if scores.why_not(terms) is None:
