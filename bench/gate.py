@@ -206,15 +206,34 @@ def exact_cell(size: int) -> dict[str, object]:
     return row | {"ok": row["gate"] <= 0.05 + 1e-5}
 
 
-def three_cell(supports: int) -> dict[str, object]:
-    level, where = max(three_values(seed) for seed in range(supports))
+def drawn_cell(part: str, draw: Callable[[int], tuple[float, str]], designs: int) -> dict[str, object]:
+    """The greatest exact level of many samples that are drawn at random."""
+    level, where = max(draw(seed) for seed in range(designs))
     return {
-        "part": "three values",
-        "distributions": supports,
+        "part": part,
+        "designs": designs,
         "gate": round(level, 5),
         "where": where,
         "ok": level <= 0.05 + 1e-5,
     }
+
+
+def two_weights(seed: int) -> tuple[float, str]:
+    """The gate's exact level where items have one of two weights and one of two losses: the greatest of 101 truths."""
+    rng = np.random.default_rng(seed)
+    heavy, light = int(rng.choice([1, 2, 5, 10, 20, 40])), int(rng.choice([5, 10, 20, 40]))
+    weight = float(np.exp(rng.uniform(math.log(0.02), math.log(0.95))))
+    least = float(rng.choice([0.0, -0.3, -1.0]))
+    passes = np.zeros((heavy + 1, light + 1))
+    for one, two in itertools.product(range(heavy + 1), range(light + 1)):
+        parts = {(1.0, 1.0): one, (least, 1.0): heavy - one, (1.0, weight): two, (least, weight): light - two}
+        passes[one, two] = p_value({key: count for key, count in parts.items() if count}, MARGIN) <= 0.05
+    lost = (MARGIN - least) / (1 - least) * (heavy + light * weight)  # the weight that is lost on average
+    chances = [
+        (share, (lost - heavy * share) / (light * weight)) for share in np.linspace(0.0, min(1.0, lost / heavy), 101)
+    ]
+    level = max(_binomial(heavy, one) @ passes @ _binomial(light, two) for one, two in chances if 0 <= two <= 1)
+    return float(level), f"{heavy} items of weight 1, {light} of {weight:.2f}, losses 1 and {least}"
 
 
 # Drawn gates
@@ -400,7 +419,8 @@ def cells(runs: int, parts: list[str]) -> Iterator[tuple[Callable[..., dict[str,
         yield from ((again_cell, (truth, runs)) for truth in ("10% / 5%", "noisy"))
     if "exact" in parts:
         yield from ((exact_cell, (size,)) for size in EXACT_SIZES)
-        yield three_cell, (100,)
+        yield drawn_cell, ("three values", three_values, 200)
+        yield drawn_cell, ("two weights", two_weights, 200)
     if "monitor" in parts:
         for noise, good in itertools.product((0.0, 0.02, 0.05), (0, 200, 1000)):
             yield change_cell, (0.2, noise, good)

@@ -82,7 +82,7 @@ def mean_loss(counts: Counts) -> float:
 def upper_bound(counts: Counts, alpha: float = 0.05) -> float:
     """What the true mean loss exceeds with a chance of `alpha` at most; 1.0 of nothing. `alpha` is 0.3 at most.
 
-    The heaviest weight is taken for the heaviest that an item can have.
+    Weights are those of the suite: they are fixed with its items, not drawn with them.
     """
     if not 0.0 < alpha <= 0.3:
         raise ValueError(f"alpha has to be above 0 and at most 0.3, not {alpha}")
