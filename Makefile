@@ -4,7 +4,7 @@ PY ?= $(shell tools/pick-python)
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test check lock bench-overhead bench-promise bench-replay bench-replay-referee bench-semantic bench-semantic-latency bench-telemetry bench-traces clean
+.PHONY: help demo test check lock bench-gate bench-overhead bench-promise bench-replay bench-replay-referee bench-semantic bench-semantic-latency bench-telemetry bench-traces clean
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 24
 
@@ -52,6 +52,9 @@ bench-telemetry: $(VENV)/.dev ## what OpenTelemetry costs a request (a minute)
 
 bench-promise: $(VENV)/.dev ## how often does the semantic cache's promise break, on streams whose truth is known (fifteen minutes)
 	@$(BIN)/python bench/promise.py
+
+bench-gate: $(VENV)/.dev ## how often is the quality gate wrong, and how many items it needs, by simulation (MINUTES)
+	@$(BIN)/python bench/gate.py
 
 bench-semantic: $(VENV)/.dev ## does the semantic cache keep its promise: DATA=folder of public questions (fifteen minutes)
 	@test -n "$(DATA)" || { echo "say where the questions are: make bench-semantic DATA=folder (see bench/README.md)"; exit 2; }
