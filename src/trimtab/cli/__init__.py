@@ -24,6 +24,8 @@ COMMANDS = {
     "cache": ("trimtab.cli.cache:cache", "See or purge the answers kept by the cache."),
     "capture": ("trimtab.cli.capture:capture", "See, export or erase what clients sent, where routes capture it."),
     "replay": ("trimtab.cli.replay:replay", "Send real traffic to a server, and report what users would feel."),
+    "eval": ("trimtab.cli.eval:evals", "Run eval suites under one setting or several, and see what changed."),
+    "gate": ("trimtab.cli.gate:gate", "Did quality survive? Pass, fail or undecided, by stratum."),
     "bench": ("trimtab.cli.bench:bench", "Measure a lever on data of your own, before it is switched on."),
     "demo": ("trimtab.cli.demo:demo", "Replay real questions, levers off, then on, and compare."),
 }

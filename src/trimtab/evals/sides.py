@@ -50,14 +50,18 @@ def parse(said: str, model: str) -> Side:
         return Side(name or where.split("://")[1].split("/")[0], model, url=where.rstrip("/"))
     path = Path(where)
     if not path.is_file():
-        raise BadRequest(f"{said!r}: there is no file {where!r}; name a configuration, or a URL up to /v1", param="config")
+        raise BadRequest(
+            f"{said!r}: there is no file {where!r}; name a configuration, or a URL up to /v1", param="config"
+        )
     config = configuration.load(path, os.environ)
     models = sorted(config.models)
     if not model and len(models) == 1:
         model = models[0]
     if not model:
         known = ", ".join(models) or "any that the client names"
-        raise BadRequest(f"{said!r}: say which model to ask with --model, or as {said}@MODEL; it has {known}", param="model")
+        raise BadRequest(
+            f"{said!r}: say which model to ask with --model, or as {said}@MODEL; it has {known}", param="model"
+        )
     return Side(name or path.stem, model, path=path)
 
 

@@ -16,7 +16,7 @@ _WIDTH, _HEIGHT = 520, 280
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62, 14, 14, 40
 _MOST_POINTS = 4000  # a plot of more is thinned evenly: the eye sees the same
 _COLOURS = ("#1b6ca8", "#c8553d", "#4a7c59")
-_STYLE = """
+STYLE = """
 :root { color-scheme: light dark; --ink: #1d2328; --soft: #65707a; --line: #d9dee3; --paper: #fff; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6e9ec; --soft: #98a3ad; --line: #39424a; --paper: #14181b; } }
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); margin: 2rem auto;
@@ -92,7 +92,7 @@ def render(report: Report) -> str:
             "<!doctype html>",
             '<html lang="en"><head><meta charset="utf-8">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            f"<title>Replay of {escape(name)}</title><style>{_STYLE}</style></head><body>",
+            f"<title>Replay of {escape(name)}</title><style>{STYLE}</style></head><body>",
             f"<h1>Replay of {escape(name)}</h1>",
             f'<p class="soft">{escape(_subtitle(report))}</p>',
             *[f'<p class="warn">{escape(text)}</p>' for text in _warnings(report)],

@@ -1,0 +1,139 @@
+"""Runs of a suite with their gateways, files and progress, for `trimtab eval` and `trimtab gate`."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from trimtab import __version__
+from trimtab.cli.eval_options import EvalOptions
+from trimtab.evals.runner import Incomplete, Runner, Setting
+from trimtab.evals.runs import Head, Run, RunFile
+from trimtab.evals.sides import Side, named_model, serving
+from trimtab.evals.suite import Item, Suite
+
+_SAY_EVERY_S = 10.0
+
+
+class Evaluation:
+    """A suite, asked under one setting after the other."""
+
+    def __init__(self, suite: Suite, options: EvalOptions) -> None:
+        self.suite = suite
+        self.options = options
+        self._console = Console(stderr=True)
+
+    async def run_all(self, sides: Sequence[Side]) -> list[Run]:
+        """Each setting's whole run. Raises Incomplete, GatewayFailed; what was answered is kept."""
+        runs = []
+        for side in sides:
+            async with self.open(side) as asking:
+                with self.bar(side.name, len(asking.missing(self.suite.items))) as tick:
+                    await asking.run(self.suite.items, tick)
+                runs.append(asking.file.run)
+        return runs
+
+    @asynccontextmanager
+    async def open(self, side: Side) -> AsyncIterator[Asking]:
+        """A setting that items can be asked under: its gateway is up, its file is open."""
+        side = await named_model(side, self.options.headers())
+        options = self.options
+        head = Head(
+            self.suite.name,
+            self.suite.sha256,
+            side.name,
+            side.settings,
+            side.url,
+            side.model,
+            options.seed,
+            __version__,
+            f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+            time.time(),
+            options.judge_model,
+        )
+        workflow = f"eval-{self.suite.name}-{side.name}-{int(head.at)}"
+        setting = Setting(
+            side.model,
+            workflow,
+            options.seed,
+            options.repeats,
+            options.concurrency,
+            options.timeout_s,
+            options.max_cost_usd,
+            options.judge_model,
+        )
+        with RunFile(self.path_of(side), head, fresh=options.fresh) as file:
+            if side.path is not None:
+                self.say(f"{side.name}: starting a gateway with {side.path}")
+            async with serving(side, lambda _: None) as url:
+                runner = Runner(url, options.headers(), setting, file)
+                try:
+                    yield Asking(runner, file)
+                finally:
+                    await runner.close()
+
+    def path_of(self, side: Side) -> Path:
+        """Where a setting's answers are kept."""
+        return self.options.out / self.suite.name / f"{side.name}.jsonl"
+
+    def say(self, text: str) -> None:
+        """A step, on stderr."""
+        self._console.print(text, highlight=False)
+
+    def bar(self, title: str, total: int) -> _Bar:
+        """Progress, with an estimate of the time left; a context manager that gives what to call after each item."""
+        return _Bar(self._console, title, total)
+
+
+class Asking:
+    """An open setting."""
+
+    def __init__(self, runner: Runner, file: RunFile) -> None:
+        self._runner = runner
+        self.file = file
+
+    def missing(self, items: Sequence[Item]) -> list[tuple[Item, int]]:
+        """What is not answered yet."""
+        return self._runner.missing(items)
+
+    async def run(self, items: Sequence[Item], tick: Callable[[], None]) -> None:
+        """Ask that. Raises Incomplete, which says how to go on."""
+        try:
+            await self._runner.run(items, tick)
+        except Incomplete as stopped:
+            asked = len(self.file.answers)
+            raise Incomplete(
+                f"{stopped.message}. {asked} answers are kept in {self.file.path}; the same command goes on from there, "
+                "and there is no verdict before the end"
+            ) from None
+
+
+class _Bar:
+    def __init__(self, console: Console, title: str, total: int) -> None:
+        self._console, self._title, self._total = console, title, total
+        self._done, self._told = 0, time.monotonic()
+        columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._progress = Progress(*columns, console=console, disable=not console.is_terminal)
+        self._task = self._progress.add_task("", total=total)
+
+    def __enter__(self) -> Callable[[], None]:
+        self._progress.start()
+        return self._tick
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def _tick(self) -> None:
+        self._done += 1
+        self._progress.advance(self._task)
+        now = time.monotonic()
+        if not self._console.is_terminal and (now - self._told > _SAY_EVERY_S or self._done == self._total):
+            self._told = now
+            click.echo(f"{self._title}: {self._done} of {self._total}", err=True)
