@@ -94,6 +94,7 @@ def _levers(config: Config, engines: dict[str, Engine], shared: Shared, pipeline
         )
     ]
     if shared.similar is not None:
+        from trimtab.evals.gates import Gate
         from trimtab.redact import identity_in
 
         levers.append(
@@ -101,7 +102,7 @@ def _levers(config: Config, engines: dict[str, Engine], shared: Shared, pipeline
                 lambda route: config.lever_settings("semantic_cache", route),
                 shared.similar,
                 shared.clock,
-                semantic_cache.Facts(whole, identity, identity_in),
+                semantic_cache.Facts(whole, identity, identity_in, Gate(config, "semantic_cache").why_not),
                 semantic_cache.Calls(pipeline.ask_aside, _model_call(Targets(config, engines), pipeline)),
             )
         )

@@ -103,6 +103,8 @@ def librarian() -> Iterator[Librarian]:
 
 
 def config(port: int, **semantic: Any) -> str:
+    if semantic.get("mode") == "static":
+        semantic.setdefault("gate", "advisory")
     settings = "\n".join(f"{name} = {json.dumps(value)}" for name, value in semantic.items())
     return f"""
 [engines.shop]

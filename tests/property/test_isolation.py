@@ -286,7 +286,7 @@ def similar(tmp_path):
 def semantic(similar, **config):
     rules = {"history": "exact", "tools": True, "time_sensitive": True, "personal": True, "any_temperature": True}
     settings_ = semantic_cache.Config(mode="static", threshold=-1.0, audit_share=0.0, **rules | config)
-    facts = semantic_cache.Facts(similar.gate.whole, lambda engine: similar.gate.identity, identity_in)
+    facts = semantic_cache.Facts(similar.gate.whole, lambda engine: similar.gate.identity, identity_in, lambda *_: "")
     return semantic_cache.build(lambda route: settings_, similar.answers, Clock(), facts, None)
 
 

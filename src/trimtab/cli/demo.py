@@ -331,6 +331,7 @@ _SEMANTIC: Final = f"""
 [routes.{measure.SIMILAR_ROUTE}.levers.semantic_cache]
 mode = "static"
 threshold = {measure.SIMILAR_COSINE}
+gate = "advisory"
 """
 
 

@@ -27,6 +27,11 @@ class _Eval(click.Group):
         return super().resolve_command(ctx, args)
 
 
+_html = click.option(
+    "--html", type=click.Path(path_type=Path, dir_okay=False), help="Write the table and what changed here."
+)
+
+
 @click.group(name="eval", cls=_Eval, context_settings={"ignore_unknown_options": True})
 def evals() -> None:
     """Run eval suites: does a model under these settings still answer as it should?
@@ -43,15 +48,15 @@ def evals() -> None:
 @evals.command()
 @click.argument("suite")
 @click.option("--config", "configs", multiple=True, required=True, metavar="[NAME=]FILE.toml|URL[@MODEL]",
-              help="A setting: a configuration, which gets a gateway of its own, or the URL of one up to /v1.")  # fmt: skip
+              help="A setting: a configuration, which gets a gateway of its own, or a URL up to /v1.")  # fmt: skip
 @eval_options
-@click.option("--html", type=click.Path(path_type=Path, dir_okay=False), help="Write the table and what changed here.")
+@_html
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def run(suite: str, configs: tuple[str, ...], html: Path | None, as_json: bool, **options: Any) -> None:
     """Run SUITE (a folder, its suite.toml, or the name of a shipped one) under each setting.
 
-    Every answer is kept, in one file a setting below --out; a run that was broken off goes on where it stopped, when the
-    same command is given again. Scores come with 95% intervals, differences are paired by item.
+    Every answer is kept, in one file a setting below --out; a run that was broken off goes on where it stopped when
+    the same command is given again. Scores come with 95% intervals, differences are paired by item.
 
     \b
     trimtab eval basics --config trimtab.toml
@@ -74,7 +79,7 @@ def run(suite: str, configs: tuple[str, ...], html: Path | None, as_json: bool, 
 
 @evals.command()
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True, dir_okay=False))
-@click.option("--html", type=click.Path(path_type=Path, dir_okay=False), help="Write the table and what changed here.")
+@_html
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def show(runs: tuple[Path, ...], html: Path | None, as_json: bool) -> None:
     """Show saved runs beside each other; differences are against the first."""

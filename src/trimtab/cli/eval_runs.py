@@ -57,6 +57,9 @@ class Evaluation:
             f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
             time.time(),
             options.judge_model,
+            options.route,
+            options.prompt_version,
+            options.policy_version,
         )
         workflow = f"eval-{self.suite.name}-{side.name}-{int(head.at)}"
         setting = Setting(
@@ -110,8 +113,8 @@ class Asking:
         except Incomplete as stopped:
             asked = len(self.file.answers)
             raise Incomplete(
-                f"{stopped.message}. {asked} answers are kept in {self.file.path}; the same command goes on from there, "
-                "and there is no verdict before the end"
+                f"{stopped.message}. {asked} answers are kept in {self.file.path}; the same command goes on from "
+                "there, and there is no verdict before the end"
             ) from None
 
 

@@ -31,7 +31,7 @@ _ROUND = 16  # items of each undecided stratum between two looks
 @click.argument("suite", required=False)
 @click.option("--reference", required=True, metavar="[NAME=]FILE.toml|URL[@MODEL]|RUN.jsonl",
               help="What is trusted: a setting as `trimtab eval --config` takes it, or a run of one.")  # fmt: skip
-@click.option("--candidate", "candidates", multiple=True, required=True, metavar="[NAME=]FILE.toml|URL[@MODEL]|RUN.jsonl",
+@click.option("--candidate", "candidates", multiple=True, required=True, metavar="(the same)",
               help="What is to be judged; several may be.")  # fmt: skip
 @click.option("--margin", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.05, show_default=True,
               help="The loss that is still accepted, in every stratum.")  # fmt: skip
@@ -49,10 +49,11 @@ def gate(
 ) -> None:
     """Judge whether a candidate is as good as the reference, on SUITE or on runs that `trimtab eval` has made.
 
-    It passes if in every stratum the paired one-sided 95% bound of its loss is within the margin. It fails if in any the
-    loss is surely above it. Else it is undecided, and how many more items it takes is said. Strata in which the reference
-    scores under 20% or over 98% cannot judge. Exit code: 0 pass, 1 fail, 2 undecided; of several candidates that of the
-    worst; 130 after Ctrl-C, 3 when a model was out, and then there is no verdict. A verdict is a file below --out.
+    It passes if in every stratum the paired one-sided 95% bound of its loss is within the margin. It fails if in any
+    the loss is surely above it. Else it is undecided, and how many more items it takes is said. Strata in which the
+    reference scores under 20% or over 98% cannot judge. Exit code: 0 pass, 1 fail, 2 undecided; of several candidates
+    that of the worst; 130 after Ctrl-C, 3 when a model was out, and then there is no verdict. A verdict is a file below
+    --out.
 
     \b
     trimtab gate small-model --reference f16.toml --candidate q8.toml --candidate q4.toml --sequential

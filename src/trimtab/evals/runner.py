@@ -17,6 +17,7 @@ from trimtab.evals.suite import Item
 from trimtab.transport import Origin, header_lines
 
 PATH: Final = "/chat/completions"
+JUDGE: Final = "judge"  # the scorer that asks a model
 _CONNECT_S: Final = 5.0
 _MOST_BYTES: Final = 64 << 20
 _TRIES: Final = 3
@@ -157,7 +158,7 @@ class Runner:
         )
 
     async def _score(self, item: Item, answer: Answer) -> scorers.Score:
-        if item.scorer != scorers.JUDGE:
+        if item.scorer != JUDGE:
             return await asyncio.to_thread(scorers.score, item, answer)
         texts = []
         for fields in scorers.judge_requests(item, answer, self._setting.judge_model, other=None):

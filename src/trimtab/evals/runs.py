@@ -28,6 +28,9 @@ class Head(msgspec.Struct, frozen=True, tag="run", tag_field="k"):
     machine: str
     at: float  # unix seconds
     judge_model: str = ""
+    route: str = "default"
+    prompt_version: str = ""
+    policy_version: str = ""
 
 
 class Answered(msgspec.Struct, frozen=True, tag="answer", tag_field="k", omit_defaults=True):
@@ -53,7 +56,18 @@ class Answered(msgspec.Struct, frozen=True, tag="answer", tag_field="k", omit_de
 
 _DECODE: Final = msgspec.json.Decoder(Head | Answered).decode
 # What must be equal for a run to be continued: everything that can change an answer or its score.
-_SAME: Final = ("suite", "suite_sha256", "settings", "url", "model", "seed", "judge_model")
+_SAME: Final = (
+    "suite",
+    "suite_sha256",
+    "settings",
+    "url",
+    "model",
+    "seed",
+    "judge_model",
+    "route",
+    "prompt_version",
+    "policy_version",
+)
 
 
 class Run:

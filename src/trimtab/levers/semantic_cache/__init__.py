@@ -29,6 +29,7 @@ from trimtab.types import (
     Reply,
     Request,
     ReuseTerms,
+    Scope,
     Slot,
     Target,
 )  # fmt: skip
@@ -72,6 +73,8 @@ class Config(Rules, frozen=True):
     timeout_ms: Milliseconds = 100.0  # how long a request waits for a look-up
     judge_model: str = ""  # is asked where it cannot be read from two answers whether they are equivalent
     judge_share: AuditShare = 1.0  # of those pairs
+    gate: Literal["required", "advisory"] = "required"  # whether "static" takes a verdict to answer
+    verdict: str = ""  # the file that `trimtab gate` wrote
 
 
 class Memo(msgspec.Struct, frozen=True):
@@ -91,6 +94,7 @@ class Facts(NamedTuple):
     whole: Whole
     identity: Callable[[str], str]
     identifies: Callable[[bytes, PersonNames], str]
+    no_verdict: Callable[[Scope, str], str]  # why none covers the settings for this scope and model, "" if one does
 
 
 class Calls(NamedTuple):
@@ -142,6 +146,7 @@ class SemanticCache:
         question = question_of(request, target, self._facts.identity(target.engine), config)
         if not isinstance(question, Question):
             return _go_on(question)
+        held = self._facts.no_verdict(scope, target.model) if mode == "static" else ""
         found = await self._answers.look(
             Asked(scope.tenant, scope.route, question.context, question.text),
             ReuseTerms(
@@ -163,8 +168,9 @@ class SemanticCache:
         if stored is None:
             return _go_on(why, memo, found.p_wrong, found.limit)
         age_s = self._clock.wall() - stored.created
-        if mode == "shadow":
-            return _go_on(f"shadow, would answer: {why}", memo, found.p_wrong, found.limit)
+        if mode == "shadow" or (held and config.gate == "required"):
+            said = f"shadow ({held})" if held else "shadow"
+            return _go_on(f"{said}, would answer: {why}", memo, found.p_wrong, found.limit)
         if scope.cache == "refresh" or age_s >= config.ttl_s:
             return _go_on("client asked cache refresh" if scope.cache == "refresh" else "older than ttl_s", memo)
         return Decision(
@@ -172,7 +178,7 @@ class SemanticCache:
             version=_VERSION,
             slot=Slot.REUSE_SIMILAR,
             step=Answer(stored),
-            reason=f"{why}, age {max(0.0, age_s):.0f} s{', audited' if found.audit else ''}",
+            reason=f"{why}, age {max(0.0, age_s):.0f} s{', audited' * found.audit}{', gate advisory' * bool(held)}",
             score=found.p_wrong,
             threshold=found.limit,
             saving_basis="stored usage",
