@@ -40,6 +40,7 @@ def evals() -> None:
     trimtab eval SUITE --config FILE [--config FILE ...]   run it; see `trimtab eval run --help`
     trimtab eval show RUN [RUN ...]                        show runs again, beside each other
     trimtab eval diff A B                                  the items whose score changed
+    trimtab eval judge --labels FILE --config FILE         may this model judge answers
     trimtab eval suites                                    the suites that come with Trimtab
     trimtab eval import FILE FOLDER                        make a suite of another tool's file
     """
@@ -107,6 +108,38 @@ def diff(a: Path, b: Path, limit: int, as_json: bool) -> None:
         click.echo(msgspec.json.encode({"a": before.name, "b": after.name, "changed": found}))
     else:
         eval_view.show_changes(before, after, found, limit)
+
+
+@evals.command()
+@click.option("--labels", required=True, type=click.Path(path_type=Path, exists=True, dir_okay=False),
+              help='JSONL of {"question", "a", "b", "better": "a", "b" or "tie"}, by somebody who knows.')  # fmt: skip
+@click.option("--config", required=True, metavar="FILE.toml|URL[@MODEL]", help="Where the judge is, as in `eval run`.")
+@click.option("--min-kappa", type=click.FloatRange(0, 1), default=0.4, show_default=True,
+              help="The agreement that it takes, by the lower end of its interval.")  # fmt: skip
+@eval_options
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def judge(labels: Path, config: str, min_kappa: float, as_json: bool, **options: Any) -> None:
+    """Try a judge before it is trusted: its agreement with labels, and with itself when places are swapped.
+
+    Each pair is asked about twice. What comes out is kept below --out, and `trimtab gate` takes scores of a judge only
+    if its trial says that it may. Exit code: 0 if it may, 1 if not.
+
+    \b
+    trimtab eval judge --labels pairs.jsonl --config trimtab.toml --model gpt-4o-mini
+    """
+    import msgspec
+
+    from trimtab.cli import eval_view
+    from trimtab.cli.eval_options import sides_of
+    from trimtab.cli.eval_runs import try_judge
+
+    wanted = EvalOptions(**options)
+    found = asyncio.run(try_judge(sides_of([config], wanted)[0], labels, min_kappa, wanted))
+    if as_json:
+        click.echo(msgspec.json.encode(found))
+    else:
+        eval_view.show_trial(found)
+    raise click.exceptions.Exit(0 if found.trusted else 1)
 
 
 @evals.command()

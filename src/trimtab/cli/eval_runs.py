@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import platform
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import click
+import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from trimtab import __version__
 from trimtab.cli.eval_options import EvalOptions
-from trimtab.evals.runner import Incomplete, Runner, Setting
+from trimtab.evals import trial
+from trimtab.evals.client import Client, Incomplete, Refused
+from trimtab.evals.runner import JUDGE, Runner, Setting, in_lines
 from trimtab.evals.runs import Head, Run, RunFile
 from trimtab.evals.sides import Side, named_model, serving
 from trimtab.evals.suite import Item, Suite
@@ -56,7 +61,7 @@ class Evaluation:
             __version__,
             f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
             time.time(),
-            options.judge_model,
+            options.judge_model if any(item.scorer == JUDGE for item in self.suite.items) else "",
             options.route,
             options.prompt_version,
             options.policy_version,
@@ -64,11 +69,9 @@ class Evaluation:
         workflow = f"eval-{self.suite.name}-{side.name}-{int(head.at)}"
         setting = Setting(
             side.model,
-            workflow,
             options.seed,
             options.repeats,
             options.concurrency,
-            options.timeout_s,
             options.max_cost_usd,
             options.judge_model,
         )
@@ -76,11 +79,11 @@ class Evaluation:
             if side.path is not None:
                 self.say(f"{side.name}: starting a gateway with {side.path}")
             async with serving(side, lambda _: None) as url:
-                runner = Runner(url, options.headers(), setting, file)
+                client = Client(url, options.headers(), workflow, options.timeout_s)
                 try:
-                    yield Asking(runner, file)
+                    yield Asking(Runner(client, setting, file), file)
                 finally:
-                    await runner.close()
+                    await client.close()
 
     def path_of(self, side: Side) -> Path:
         """Where a setting's answers are kept."""
@@ -93,6 +96,41 @@ class Evaluation:
     def bar(self, title: str, total: int) -> _Bar:
         """Progress, with an estimate of the time left; a context manager that gives what to call after each item."""
         return _Bar(self._console, title, total)
+
+
+async def try_judge(side: Side, labels: Path, min_kappa: float, options: EvalOptions) -> trial.Trial:
+    """Ask a judge about labelled pairs, and keep what comes out. Raises Incomplete: then nothing is kept."""
+    side = await named_model(side, options.headers())
+    found = trial.read_labels(labels)[: options.limit]
+    replies: list[tuple[str, str]] = [("", "")] * len(found)
+    async with serving(side, lambda _: None) as url:
+        client = Client(url, options.headers(), f"eval-judge-{int(time.time())}", options.timeout_s)
+        waiting = iter(enumerate(found))
+
+        async def one_line(tick: Callable[[], None]) -> None:
+            for n, labelled in waiting:
+                first, second = trial.requests(labelled, side.model)
+                replies[n] = (await _said(client, first, n), await _said(client, second, n))
+                tick()
+
+        try:
+            with _Bar(Console(stderr=True), f"{side.model} judges", len(found)) as tick:
+                await in_lines(options.concurrency, lambda: one_line(tick))
+        finally:
+            await client.close()
+    digest = hashlib.sha256(labels.read_bytes()).hexdigest()
+    result = trial.outcome(side.model, found, replies, min_kappa, digest, side.settings)
+    path = trial.path_of(options.out, side.model)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=1) + b"\n")
+    return result
+
+
+async def _said(client: Client, fields: dict[str, Any], n: int) -> str:
+    try:
+        return (await client.ask(fields, f"pair {n + 1}")).text
+    except Refused:
+        return ""  # it cannot even read the pair, which counts against it
 
 
 class Asking:

@@ -13,6 +13,7 @@ from rich.text import Text
 from trimtab.evals.compare import Cell, Changed, Table
 from trimtab.evals.runs import Run
 from trimtab.evals.suite import Suite
+from trimtab.evals.trial import Trial
 from trimtab.evals.verdicts import VerdictFile
 from trimtab.quality.verdict import Ruling, StratumVerdict
 
@@ -90,6 +91,28 @@ def show_suites(suites: Sequence[Suite]) -> None:
         found = summary(suite)
         console.print(f"[bold]{suite.name}[/bold]  {suite.description}", highlight=False)
         console.print("  " + ", ".join(f"{name} ({count})" for name, count in found["strata"].items()), highlight=False)
+
+
+def show_trial(found: Trial) -> None:
+    """A judge's trial, in words."""
+    console = Console()
+    lines = [
+        f"{found.model} on {found.pairs:,} labelled pairs, each asked about twice with the places swapped",
+        f"  agreement with the labels  {found.agreement:.0%}, kappa {found.kappa:.2f} "
+        f"(95%: {found.kappa_low:.2f} to {found.kappa_high:.2f})",
+        f"  position bias              prefers the first place in {found.first:.0%} of replies, the second in "
+        f"{found.second:.0%}; {found.swapped_differs:.0%} of verdicts change when the places do",
+        f"  replies that say neither   {found.unread:.0%}",
+    ]
+    for line in lines:
+        console.print(line, highlight=False)
+    if found.trusted:
+        console.print(f"[green]It may judge[/green]: kappa is at least {found.min_kappa:g}.", highlight=False)
+    else:
+        console.print(
+            f"[red]It may not judge[/red]: it takes a kappa whose interval begins at {found.min_kappa:g}.",
+            highlight=False,
+        )
 
 
 def show_verdict(found: VerdictFile) -> None:

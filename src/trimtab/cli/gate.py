@@ -61,7 +61,7 @@ def gate(
     """
     from trimtab.cli import eval_view
     from trimtab.evals import verdicts
-    from trimtab.evals.runner import Incomplete
+    from trimtab.evals.client import Incomplete
     from trimtab.quality.verdict import GateTerms, Ruling
 
     terms = GateTerms(options.pop("margin"), options.pop("alpha"))
@@ -100,11 +100,15 @@ async def _judge(
         if not all(saved):
             raise BadRequest("name a SUITE, or runs (.jsonl) on both sides", param="suite")
         runs = [read(Path(one)) for one in said]
+        _require_trials({run.head.judge_model for run in runs}, options.out)
         return [verdicts.of_runs(runs[0], run, terms, time.time()) for run in runs[1:]]
     from trimtab.cli.eval_options import load_suite, sides_of
     from trimtab.cli.eval_runs import Evaluation
+    from trimtab.evals.runner import JUDGE
 
     evaluation = Evaluation(load_suite(suite, options), options)
+    if any(item.scorer == JUDGE for item in evaluation.suite.items):
+        _require_trials({options.judge_model}, options.out)
     if sequential:
         if any(saved):
             raise BadRequest("--sequential asks item by item: name settings, not runs", param="sequential")
@@ -113,6 +117,14 @@ async def _judge(
     fresh = iter(await evaluation.run_all(sides))
     all_runs: list[Run] = [read(Path(one)) if is_run else next(fresh) for one, is_run in zip(said, saved, strict=True)]
     return [verdicts.of_runs(all_runs[0], run, terms, time.time()) for run in all_runs[1:]]
+
+
+def _require_trials(judges: set[str], folder: Path) -> None:
+    from trimtab.evals.trial import trusted
+
+    for model in sorted(judges - {""}):
+        if problem := trusted(folder, model):
+            raise BadRequest(f"{problem}; or leave its strata out with --strata", param="judge-model")
 
 
 async def _in_turn(evaluation: Evaluation, sides: Sequence[Side], terms: GateTerms) -> list[VerdictFile]:
