@@ -107,7 +107,7 @@ class TestVerdicts:
     def test_fail_undecided_pass(self) -> None:
         good = [1.0] * 60 + [0.0] * 60
         bad = [0.0] * 30 + [1.0] * 30 + [0.0] * 60
-        for scores, ruling in ((good, Ruling.PASS), (bad, Ruling.FAIL), (good[:2] + [0.0] + good[3:], None)):
+        for scores, ruling in ((good, Ruling.PASS), (bad, Ruling.FAIL), ([*good[:2], 0.0, *good[3:]], None)):
             found = verdicts.of_runs(run_of(good), run_of(scores, "two"), GateTerms(), 1e9)
             if ruling is not None:
                 assert found.verdict.ruling is ruling
@@ -138,7 +138,7 @@ class TestGate:
         file.write_text(STATIC.format(threshold=0.9, more=""))
         return gates.Gate(configuration.load(file, {}), "semantic_cache")
 
-    GOOD = [1.0] * 60 + [0.0] * 60  # noqa: RUF012
+    GOOD = [1.0] * 60 + [0.0] * 60
     SAME = STATIC.format(threshold=0.9, more='gate = "advisory"')
 
     def test_a_verdict_on_these_settings_model_and_versions_lets_it_answer(self, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from trimtab.protocols import answer_text
 from trimtab.semantic import amounts
+from trimtab.semantic.declining import declines
 from trimtab.semantic.judge import (
     LONGEST_CHARS,
     Cascade,
@@ -22,7 +23,6 @@ from trimtab.semantic.judge import (
     StructuredJudge,
     Verdict,
     cascade,
-    declines,
     plain,
 )
 from trimtab.semantic.llm_judge import llm_request, llm_verdict

@@ -117,6 +117,8 @@ def shown(value: Any) -> str:
     if isinstance(value, str | int | float):
         text = f'"{value}"' if isinstance(value, str) else str(value)
         return text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}..."
+    if value is None:
+        return "null"
     if isinstance(value, dict):
         return "a table"
     return "a list" if isinstance(value, list) else "a date or time"

@@ -111,10 +111,10 @@ def _by_stratum(run: Run) -> dict[str, list[list[Answered]]]:
 
 
 def _cell(items: list[list[Answered]], paired: list[Item]) -> Cell:
-    # A score is a loss against a reference that is always right, so its interval is one of losses.
-    counts = counted([1.0 - _mean(answers) for answers in items], [answers[0].weight for answers in items])
-    score = 1.0 - mean_loss(counts)
-    low, high = 1.0 - upper_bound(counts, _EACH_SIDE), 1.0 - max(lower_bound(counts, _EACH_SIDE), 0.0)
+    # Scores, 0 to 1, as the bounds take values: from -1 to 1, and the lower the better.
+    counts = counted([1.0 - 2 * _mean(answers) for answers in items], [answers[0].weight for answers in items])
+    score = (1.0 - mean_loss(counts)) / 2
+    low, high = (1.0 - upper_bound(counts, _EACH_SIDE)) / 2, (1.0 - lower_bound(counts, _EACH_SIDE)) / 2
     if not paired:
         return Cell(len(items), score, low, high)
     losses = counted([item.loss for item in paired], [item.weight for item in paired])

@@ -35,7 +35,7 @@ def pattern_problem(pattern: str) -> str:
         return f"is no regular expression of Python's: {error}; correct it (in single quotes, \\d needs no escape)"
     if compiled.match("") is not None:
         return "matches nothing at all, too; ask for at least one character"
-    if _may_explode(compiled):
+    if may_explode(compiled):
         return (
             "repeats what repeats itself (or alternatives), which can take for ever on some texts; make one of the "
             "two repeats possessive, such as (?:[A-Z]++-)+ in place of (?:[A-Z]+-)+"
@@ -43,14 +43,24 @@ def pattern_problem(pattern: str) -> str:
     return ""
 
 
-def _may_explode(pattern: re.Pattern[str]) -> bool:
-    parser: Any = importlib.import_module("re._parser")  # not public, but re has no other way to look at a pattern
+def may_explode(pattern: re.Pattern[str]) -> bool:
+    """Whether a pattern repeats what repeats itself, or alternatives: it may take exponential time."""
     return any(
         name == "BRANCH" or _repeats_much(name, value)
-        for outer, repeated in _parts(parser.parse(pattern.pattern, pattern.flags))
+        for outer, repeated in _parts(_parsed(pattern))
         if _repeats_much(outer, repeated)
         for name, value in _parts(repeated[2])
     )
+
+
+def repeats(pattern: re.Pattern[str]) -> int:
+    """How many parts of a pattern repeat without a small limit: the time that it takes is a power of that."""
+    return sum(_repeats_much(name, value) for name, value in _parts(_parsed(pattern)))
+
+
+def _parsed(pattern: re.Pattern[str]) -> Any:
+    parser: Any = importlib.import_module("re._parser")  # not public, but re has no other way to look at a pattern
+    return parser.parse(pattern.pattern, pattern.flags)
 
 
 def _repeats_much(name: str, value: Any) -> bool:

@@ -58,6 +58,7 @@ _DATES: Final = tuple(
     )
 )
 _TIME: Final = re.compile(r"(?P<hour>\d{1,2})(?::(?P<minute>\d{2}))?\s*(?P<half>[ap])?\.?(?(half)m\b\.?)")
+_PERCENT: Final = re.compile(r"\s?(?:%|per\s?cent\b|pct\b)", re.IGNORECASE)
 _RESULT: Final = re.compile(rf"=\s*[$€£¥₹]?\s*([-+]?(?:{_DIGITS}))", re.VERBOSE)
 _LEAD: Final = re.compile(
     r"^(?:so,? |thus,? |therefore,? )?(?:(?:the )?(?:final |correct )?(?:answer|result|total)(?: is)?\s*[:=]?"
@@ -125,6 +126,17 @@ def numbers(text: str) -> frozenset[float]:
     """All numbers written in digits in a text; signs are left out, since a dash may join."""
     values = (_value(found.strip(" +-")) for found in _NUMBER.findall(text))
     return frozenset(value for value in values if value is not None)
+
+
+def each(text: str) -> list[Amount]:
+    """The numbers written in digits in a text, in their order, with their signs; the unit is "%" or ""."""
+    text = _written(text)
+    found = []
+    for match in _NUMBER.finditer(text):
+        value = _value("".join(match[0].split()) if match[0][0] in "+-" else match[0].strip())
+        if value is not None:
+            found.append(Amount((value,), "%" if _PERCENT.match(text, match.end()) else ""))
+    return found
 
 
 def close(one: float, other: float) -> bool:

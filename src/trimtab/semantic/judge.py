@@ -53,19 +53,6 @@ _NO: Final = frozenset(("no", "nope", "never", "false", "incorrect", "wrong"))
 _POLITE: Final = frozenset(("problem", "problems", "worries", "worry", "doubt", "trouble", "idea", "matter", "one"))
 
 
-_DECLINES: Final = re.compile(
-    r"""\W*(?:
-      as\ an?\ (?:ai|language\ model|assistant)\b
-    | (?:i'm\ |i\ am\ )?(?:very\ |really\ |so\ )?(?:sorry|afraid)\b
-      .{0,60} \b(?:can't|cannot|can\ not|unable|not\ able|don't|do\ not)\b
-    | i(?:'m|\ am)\ (?:unable|not\ able)\b
-    | i\ (?:can't|cannot|can\ not|don't|do\ not)\ (?:help|assist|answer|know|have|provide|say)\b
-    | unfortunately,?\ i\b)""",
-    re.IGNORECASE | re.VERBOSE,
-)
-_LONGEST_DECLINE_CHARS: Final = 400
-
-
 class Outcome(StrEnum):
     """What a judge says of two answers."""
 
@@ -119,11 +106,6 @@ def verdict(judge: str, same: bool | None) -> Verdict:
     if same is None:
         return Verdict(Outcome.UNKNOWN, judge, 0.5)
     return Verdict(Outcome.SAME if same else Outcome.DIFFERENT, judge, float(same))
-
-
-def declines(text: str) -> bool:
-    """Whether a short answer only says that there is none: two such are alike, and say nothing of their questions."""
-    return len(text) <= _LONGEST_DECLINE_CHARS and _DECLINES.match(text.replace("’", "'")) is not None
 
 
 def plain(text: str) -> str:

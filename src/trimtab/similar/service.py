@@ -20,11 +20,12 @@ from numpy.typing import NDArray
 
 from trimtab.ports import Clock
 from trimtab.protocols import answer_text
+from trimtab.semantic.declining import declines
 from trimtab.semantic.embed import Embedder
 from trimtab.semantic.evidence import FEATURES, Query
 from trimtab.semantic.fixed import Fixed
 from trimtab.semantic.groups import Row
-from trimtab.semantic.judge import Outcome, cascade, declines
+from trimtab.semantic.judge import Outcome, cascade
 from trimtab.semantic.learner import Learner
 from trimtab.semantic.learner import Look as Judged
 from trimtab.semantic.lexical import profile
