@@ -1,6 +1,6 @@
 """How often is the quality gate wrong, and how many items does it need? Simulations whose truth is known.
 
-    make bench-gate                                          2,000 runs each; about five minutes on two processors
+    make bench-gate                                          2,000 runs each; six minutes, twelve on busy processors
     .venv/bin/python bench/gate.py --runs 200 --only gate
 
 Parts: `exact` adds up the chances of all outcomes of small samples, without any drawing, for the gate's bound and for
