@@ -53,7 +53,7 @@ bench-telemetry: $(VENV)/.dev ## what OpenTelemetry costs a request (a minute)
 bench-promise: $(VENV)/.dev ## how often does the semantic cache's promise break, on streams whose truth is known (fifteen minutes)
 	@$(BIN)/python bench/promise.py
 
-bench-gate: $(VENV)/.dev ## how often is the quality gate wrong, and how many items it needs, by simulation (MINUTES)
+bench-gate: $(VENV)/.dev ## how often is the quality gate wrong, and how many items it needs, by simulation (six to twelve minutes)
 	@$(BIN)/python bench/gate.py
 
 bench-semantic: $(VENV)/.dev ## does the semantic cache keep its promise: DATA=folder of public questions (fifteen minutes)

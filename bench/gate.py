@@ -1,6 +1,6 @@
 """How often is the quality gate wrong, and how many items does it need? Simulations whose truth is known.
 
-    make bench-gate                                          2,000 runs each; about five minutes on two processors
+    make bench-gate                                          2,000 runs each; six minutes, twelve on busy processors
     .venv/bin/python bench/gate.py --runs 200 --only gate
 
 Parts: `exact` adds up the chances of all outcomes of small samples, without any drawing, for the gate's bound and for
@@ -27,13 +27,12 @@ from pathlib import Path
 import numpy as np
 
 import report
+from exact_levels import MARGIN, binomial, drawn_cell, exact_cell, three_values, two_weights
 from trimtab.quality import paired, verdict
 from trimtab.quality.monitor import Monitor
-from trimtab.quality.paired import Counts, Item, p_value
+from trimtab.quality.paired import Counts, Item
 from trimtab.quality.verdict import Ruling, SequentialGate, judge
 
-MARGIN = 0.05
-Z = 1.6448536269514722  # 95% of a normal distribution
 SIZES = (30, 60, 120, 300, 1000)
 ACCURACIES = (0.3, 0.6, 0.9)  # of the reference
 EXACT_SIZES = (20, 30, 59, 60, 93, 120, 200, 300, 1000)
@@ -65,7 +64,7 @@ def repeated(accuracy: float, loss: float) -> Kinds:
     chances: dict[tuple[int, int], float] = {}
     for ease in (accuracy - 0.2, accuracy, min(accuracy + 0.2, 1.0)):
         for one, two in itertools.product(range(4), repeat=2):
-            share = _binomial(3, ease)[one] * _binomial(3, ease - loss)[two] / 3
+            share = binomial(3, ease)[one] * binomial(3, ease - loss)[two] / 3
             chances[one, two] = chances.get((one, two), 0.0) + share
     repeats = [tuple([1.0] * right + [0.0] * (3 - right)) for right in range(4)]
     return [Item(repeats[one], repeats[two]) for one, two in chances], np.array([*chances.values()])
@@ -118,122 +117,6 @@ def sample(kinds: Kinds, size: int, rng: np.random.Generator) -> list[Item]:
 def stream(kinds: Kinds, size: int, rng: np.random.Generator) -> list[Item]:
     drawn = rng.choice(len(kinds[0]), size, p=kinds[1] / kinds[1].sum())
     return [kinds[0][place] for place in drawn]
-
-
-# Exact levels
-
-
-def _binomial(size: int, share: float) -> np.ndarray:
-    return np.array([math.comb(size, k) * share**k * (1 - share) ** (size - k) for k in range(size + 1)])
-
-
-def gaffke(worse: int, better: int, size: int) -> bool:
-    counts = {(1.0, 1.0): worse, (-1.0, 1.0): better, (0.0, 1.0): size - worse - better}
-    return p_value({key: count for key, count in counts.items() if count}, MARGIN) <= 0.05
-
-
-def tango(worse: int, better: int, size: int) -> bool:
-    """The score test of two paired shares, its variance by maximum likelihood at the margin (Tango 1998)."""
-    low, high = 0.0, (1 - MARGIN) / 2
-    for _ in range(50):
-        q = (low + high) / 2
-        slope = (
-            worse / (q + MARGIN) + (better / q if better else 0.0) - 2 * (size - worse - better) / (1 - 2 * q - MARGIN)
-        )
-        low, high = (q, high) if slope > 0 else (low, q)
-    return (worse - better - size * MARGIN) / math.sqrt(size * (2 * low + MARGIN - MARGIN**2)) <= -Z
-
-
-def t_interval(worse: int, better: int, size: int) -> bool:
-    mean = (worse - better) / size
-    return mean + Z * math.sqrt(((worse + better) / size - mean**2) / (size - 1)) <= MARGIN
-
-
-def exact_level(test: Callable[[int, int, int], bool], size: int) -> tuple[float, float]:
-    """The greatest chance of passing binary pairs whose loss is the margin, and the share of gains where it is."""
-    most, limit = [], -1
-    for better in range(size + 1):
-        while limit + 1 + better <= size and test(limit + 1, better, size):
-            limit += 1
-        most.append(min(limit, size - better))
-    pairs = np.array([(worse, better) for better, top in enumerate(most) for worse in range(top + 1)])
-    return _greatest(pairs, size, [(q + MARGIN, q) for q in (0.0, *np.geomspace(1e-4, (1 - MARGIN) / 2, 60))])
-
-
-def _greatest(counts: np.ndarray, size: int, shares: list[tuple[float, float]]) -> tuple[float, float]:
-    """The greatest chance of `counts`, shape (outcomes, 2), over trinomial shares, and the second share there."""
-    if not len(counts):
-        return 0.0, 0.0
-    counts = np.column_stack([counts, size - counts.sum(1)])
-    factorials = np.array([math.lgamma(k + 1) for k in range(size + 1)])
-    ways = factorials[size] - factorials[counts].sum(1)
-    found = [
-        (float(np.exp(ways + counts @ np.log(np.maximum([one, two, 1 - one - two], 1e-300))).sum()), two)
-        for one, two in shares
-    ]
-    return max(found)
-
-
-def three_values(seed: int) -> tuple[float, str]:
-    """The gate's exact level where losses have three random values: the greatest over 61 ways to have the mean."""
-    rng = np.random.default_rng(seed)
-    size = int(rng.choice([10, 20, 30, 60]))
-    high = float(rng.choice([1.0, rng.uniform(0.06, 1.0)]))
-    low = float(rng.choice([-1.0, 0.0, rng.uniform(-1.0, 0.04)]))
-    middle = float(rng.uniform(low, high))
-    counts = []
-    for second in range(size + 1):
-        for first in range(size - second + 1):
-            grouped: Counts = {}
-            for loss, count in ((high, first), (middle, second), (low, size - first - second)):
-                if count:
-                    grouped[loss, 1.0] = grouped.get((loss, 1.0), 0) + count
-            if p_value(grouped, MARGIN) > 0.05:
-                break
-            counts.append((first, second))
-    largest = min((MARGIN - low) / (middle - low), (high - MARGIN) / (high - middle) if high > MARGIN else 0.0, 1.0)
-    seconds = np.linspace(0.0, largest, 61)
-    firsts = (MARGIN - low - seconds * (middle - low)) / (high - low)
-    shares = [(float(one), float(two)) for one, two in zip(firsts, seconds, strict=True) if one >= 0 and one + two <= 1]
-    level, _ = _greatest(np.array(counts).reshape(-1, 2), size, shares)
-    return level, f"n={size}, losses {high:.2f} {middle:.2f} {low:.2f}"
-
-
-def exact_cell(size: int) -> dict[str, object]:
-    row: dict[str, object] = {"part": "exact", "items": size}
-    for name, test in (("gate", gaffke), ("tango", tango), ("t", t_interval)):
-        row[name] = round(exact_level(test, size)[0], 5)
-    return row | {"ok": row["gate"] <= 0.05 + 1e-5}
-
-
-def drawn_cell(part: str, draw: Callable[[int], tuple[float, str]], designs: int) -> dict[str, object]:
-    """The greatest exact level of many samples that are drawn at random."""
-    level, where = max(draw(seed) for seed in range(designs))
-    return {
-        "part": part,
-        "designs": designs,
-        "gate": round(level, 5),
-        "where": where,
-        "ok": level <= 0.05 + 1e-5,
-    }
-
-
-def two_weights(seed: int) -> tuple[float, str]:
-    """The gate's exact level where items have one of two weights and one of two losses: the greatest of 101 truths."""
-    rng = np.random.default_rng(seed)
-    heavy, light = int(rng.choice([1, 2, 5, 10, 20, 40])), int(rng.choice([5, 10, 20, 40]))
-    weight = float(np.exp(rng.uniform(math.log(0.02), math.log(0.95))))
-    least = float(rng.choice([0.0, -0.3, -1.0]))
-    passes = np.zeros((heavy + 1, light + 1))
-    for one, two in itertools.product(range(heavy + 1), range(light + 1)):
-        parts = {(1.0, 1.0): one, (least, 1.0): heavy - one, (1.0, weight): two, (least, weight): light - two}
-        passes[one, two] = p_value({key: count for key, count in parts.items() if count}, MARGIN) <= 0.05
-    lost = (MARGIN - least) / (1 - least) * (heavy + light * weight)  # the weight that is lost on average
-    chances = [
-        (share, (lost - heavy * share) / (light * weight)) for share in np.linspace(0.0, min(1.0, lost / heavy), 101)
-    ]
-    level = max(_binomial(heavy, one) @ passes @ _binomial(light, two) for one, two in chances if 0 <= two <= 1)
-    return float(level), f"{heavy} items of weight 1, {light} of {weight:.2f}, losses 1 and {least}"
 
 
 # Drawn gates
