@@ -22,34 +22,35 @@ _ANSWER_CHARS: Final = 70
 
 
 def show_table(found: Table) -> None:
-    """Scores by stratum; of the second run and later with the paired difference."""
-    grid = Grid(box=box.SIMPLE_HEAD, title=f"Suite {found.suite}: mean scores, 95% intervals", title_justify="left")
+    """Scores by stratum and run; of the second run and later with the paired difference from the first."""
+    grid = _grid(f"Suite {found.suite}: mean scores with 95% intervals")
     grid.add_column("stratum", no_wrap=True)
-    grid.add_column("items", justify="right")
-    for n, name in enumerate(found.runs):
-        grid.add_column(name, justify="right")
-        if n:
-            grid.add_column(f"change from {found.runs[0]}", justify="right")
+    grid.add_column("setting", no_wrap=True)
+    for name in ("score", ""):
+        grid.add_column(name, justify="right", no_wrap=True)
+    if len(found.runs) > 1:
+        grid.add_column("change", justify="right", no_wrap=True)
+        grid.add_column("", justify="right", no_wrap=True)
     for stratum, cells in found.strata.items():
-        first = next(cell for cell in cells if cell is not None)
-        row = [stratum, str(first.items)]
-        for n, cell in enumerate(cells):
-            row += _shown(cell, with_change=n > 0)
-        grid.add_row(*row)
+        count = next(cell.items for cell in cells if cell is not None)
+        titles = [stratum, f"[dim]{count:,} items[/dim]", *[""] * len(cells)]
+        for n, (run, cell) in enumerate(zip(found.runs, cells, strict=True)):
+            grid.add_row(titles[n], run, *_shown(cell), end_section=n == len(cells) - 1)
     Console().print(grid)
 
 
-def _shown(cell: Cell | None, *, with_change: bool) -> list[str]:
+def _grid(title: str) -> Grid:
+    return Grid(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", collapse_padding=True)
+
+
+def _shown(cell: Cell | None) -> list[str]:
     if cell is None:
-        return ["-"] * (1 + with_change)
-    shown = [f"{cell.score:.1%} [dim]({cell.low:.0%} to {cell.high:.0%})[/dim]"]
-    if with_change:
-        if cell.loss is None or cell.loss_low is None or cell.loss_high is None:
-            shown.append("-")
-        else:
-            style = "red" if cell.loss_low > 0 else "green" if cell.loss_high < 0 else "default"
-            span = f"({-cell.loss_high:+.1%} to {-cell.loss_low:+.1%})"
-            shown.append(f"[{style}]{-cell.loss:+.1%}[/{style}] [dim]{span}[/dim]")
+        return ["-"]
+    shown = [f"{cell.score:.1%}", f"[dim]{100 * cell.low:.0f} to {cell.high:.0%}[/dim]"]
+    if cell.loss is not None and cell.loss_low is not None and cell.loss_high is not None:
+        style = "red" if cell.loss_low > 0 else "green" if cell.loss_high < 0 else "default"
+        shown.append(f"[{style}]{-cell.loss:+.1%}[/{style}]")
+        shown.append(f"[dim]{-100 * cell.loss_high:+.1f} to {-cell.loss_low:+.1%}[/dim]")
     return shown
 
 
@@ -119,32 +120,24 @@ def show_verdict(found: VerdictFile) -> None:
     """The verdict by stratum, and in all."""
     verdict = found.verdict
     console = Console()
-    grid = Grid(
-        box=box.SIMPLE_HEAD,
-        title=f"{found.candidate.config} against {found.reference.config}, suite {found.reference.suite}",
-        title_justify="left",
-    )
-    for name in ("stratum", "items", found.reference.config, found.candidate.config, "worse/better", "loss, bounds"):
-        grid.add_column(name, justify="left" if name == "stratum" else "right", no_wrap=name != "loss, bounds")
-    grid.add_column("verdict")
+    grid = _grid(f"{found.candidate.config} against {found.reference.config}, suite {found.reference.suite}")
+    grid.add_column("stratum", no_wrap=True)
+    for name in ("items", found.reference.config, found.candidate.config, "-/+", "loss at most", "verdict"):
+        grid.add_column(name, justify="right", no_wrap=True)
     for one in verdict.strata:
         grid.add_row(*_of_stratum(one))
     console.print(grid)
+    for one in verdict.strata:
+        if one.ruling is Ruling.UNDECIDED:
+            console.print(f"[yellow]{one.stratum}[/yellow]: {one.reason}", highlight=False)
     colour = _COLOURS[verdict.ruling]
-    more = f" About {verdict.more_items:,} more items would decide it." if verdict.more_items else ""
-    console.print(f"[bold {colour}]{verdict.ruling.upper()}[/bold {colour}]: {verdict.reason}.{more}", highlight=False)
+    console.print(f"[bold {colour}]{verdict.ruling.upper()}[/bold {colour}]: {verdict.reason}", highlight=False)
 
 
 def _of_stratum(one: StratumVerdict) -> list[str]:
-    colour = _COLOURS[one.ruling]
     score, other = (
         f"{value:.1%}" if value is not None else "-" for value in (one.reference_score, one.candidate_score)
     )
-    loss = "-"
-    if one.loss is not None and one.lower is not None and one.upper is not None:
-        loss = f"{one.loss:+.3f} ({one.lower:+.3f} to {one.upper:+.3f})"
-    ruling = f"[{colour}]{one.ruling}[/{colour}]"
-    if one.ruling is Ruling.UNDECIDED:
-        lack = f"{one.more_items:,} more items" if one.more_items else one.reason
-        ruling += f" [dim]({lack})[/dim]"
-    return [one.stratum, str(one.items), score, other, f"{one.worse}/{one.better}", loss, ruling]
+    most = "-" if one.upper is None else f"{one.upper:+.1%}"
+    ruling = f"[{_COLOURS[one.ruling]}]{one.ruling}[/{_COLOURS[one.ruling]}]"
+    return [one.stratum, str(one.items), score, other, f"{one.worse}/{one.better}", most, ruling]
