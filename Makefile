@@ -4,7 +4,7 @@ PY ?= $(shell tools/pick-python)
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test check lock bench-gate bench-overhead bench-promise bench-replay bench-replay-referee bench-semantic bench-semantic-latency bench-telemetry bench-traces clean
+.PHONY: help demo test check lock bench-gate bench-gate-quants bench-judge-trial bench-overhead bench-promise bench-replay bench-replay-referee bench-semantic bench-semantic-latency bench-telemetry bench-traces clean
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 24
 
@@ -34,6 +34,13 @@ lock: ## refresh the locks (needs uv); they hold hashes and name no host
 	  --extra semantic pyproject.toml -o requirements.lock
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate \
 	  -c requirements.lock --group dev pyproject.toml -o requirements-dev.lock
+
+bench-gate-quants: $(VENV)/.dev ## which quantization of the embedded model may serve: the gate on the real engine (under twenty minutes)
+	@$(BIN)/python bench/gate_quants.py
+
+bench-judge-trial: $(VENV)/.dev ## may the embedded model judge answers: DATA=folder of routing data (ten minutes)
+	@test -n "$(DATA)" || { echo "say where the pairs are: make bench-judge-trial DATA=folder (see bench/README.md)"; exit 2; }
+	@$(BIN)/python bench/judge_trial.py --data $(DATA)
 
 bench-overhead: $(VENV)/.dev ## CPU per request beside nginx, LiteLLM and others, in one run (about ten minutes)
 	@$(BIN)/python bench/overhead.py
