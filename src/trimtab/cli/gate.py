@@ -137,6 +137,8 @@ async def _in_turn(evaluation: Evaluation, sides: Sequence[Side], terms: GateTer
         strata.setdefault(item.stratum, []).append(item)
     for items in strata.values():
         random.Random(evaluation.suite.sha256).shuffle(items)
+    if any(item.weight != 1.0 for item in evaluation.suite.items):
+        raise BadRequest("the suite has weights, which --sequential has no bound for: leave it out", param="sequential")
     gates = [SequentialGate(list(strata), terms) for _ in sides[1:]]
     async with AsyncExitStack() as stack:
         asking = [await stack.enter_async_context(evaluation.open(side)) for side in sides]
