@@ -25,6 +25,7 @@ COMMANDS = {
     "capture": ("trimtab.cli.capture:capture", "See, export or erase what clients sent, where routes capture it."),
     "replay": ("trimtab.cli.replay:replay", "Send real traffic to a server, and report what users would feel."),
     "bench": ("trimtab.cli.bench:bench", "Measure a lever on data of your own, before it is switched on."),
+    "engine": ("trimtab.cli.engine:engine", "Prepare models for the embedded engine."),
     "demo": ("trimtab.cli.demo:demo", "Replay real questions, levers off, then on, and compare."),
 }
 
