@@ -18,9 +18,7 @@ F32: Final = BY_NAME["F32"]
 _TO_FLOATS: Final = {
     "F16": "ggml_fp16_to_fp32_row",
     "BF16": "ggml_bf16_to_fp32_row",
-    **{
-        name: f"dequantize_row_{name.lower().replace('_k', '_K')}" for name in BY_NAME if name.startswith(("Q", "IQ"))
-    },
+    **{name: f"dequantize_row_{name.lower().replace('_k', '_K')}" for name in BY_NAME if name.startswith(("Q", "IQ"))},
 }
 _FROM_FLOATS: Final = "ggml_quantize_chunk"
 _VALID: Final = "ggml_validate_row_data"
@@ -44,7 +42,7 @@ class Ggml:
                     f"takes: install its published wheel, pip install --force-reinstall --only-binary=:all: xllamacpp"
                 ) from error
             found.restype, found.argtypes = result, arguments
-            return found  # type: ignore[no-any-return]
+            return found
 
         pointer, count = ctypes.c_void_p, ctypes.c_int64
         self._to_floats = {
@@ -65,10 +63,11 @@ class Ggml:
         if source is not F32:
             floats = (ctypes.c_float * (rows * row_values))()
             self._to_floats[source.name](data, floats, rows * row_values)
+        finite: bool = self._valid(F32.number, floats, F32.size(rows * row_values))
         found = ctypes.create_string_buffer(rows * target.size(row_values))
         written = self._from_floats(target.number, floats, found, 0, rows, row_values, None)
         if written != len(found):
             raise ArithmeticError(f"ggml wrote {written} bytes of {target.name}, not {len(found)}")
-        if not self._valid(target.number, found, written):
+        if not finite or not self._valid(target.number, found, written):
             raise ValueError("not finite")
         return found.raw

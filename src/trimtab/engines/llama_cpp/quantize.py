@@ -100,15 +100,16 @@ def warnings(plans: list[Plan]) -> list[str]:
         return []
     source = plans[0].source
     found, bits = _main_type(source), bits_per_weight(source.tensors)
-    said = []
-    if found.block > 1:
-        said.append(
-            f"{source.path.name} is itself quantized ({found.name}, {bits:.1f} bits a weight): what is made from it is "
-            f"rounded twice. Name the model's F16 or BF16 file if you have it"
-        )
+    rounded = [one.kind.name for one in plans if one.bits_per_weight < bits]
     finer = [one.kind.name for one in plans if one.bits_per_weight >= bits]
+    said = []
+    if rounded and found.block > 1:
+        said.append(
+            f"{', '.join(rounded)}: {source.path.name} is quantized itself ({found.name}, {bits:.1f} bits a weight), "
+            f"so these are rounded twice; name the model's F16 or BF16 file if you have it"
+        )
     if finer:
-        said.append(f"{', '.join(finer)}: not below the precision of {source.path.name}, so no better, only larger")
+        said.append(f"{', '.join(finer)}: not below the precision of {source.path.name}, so larger but no better")
     return said
 
 
@@ -125,8 +126,8 @@ def write(plan: Plan, ggml: Ggml, progress: Progress = lambda size_bytes: None) 
         free_bytes = shutil.disk_usage(folder).free
         if free_bytes < plan.size_bytes:
             raise StoreError(
-                f"{plan.path.name} needs {plan.size_bytes / 1e6:.0f} MB, {free_bytes / 1e6:.0f} MB are free in {folder}: "
-                f"make room, or name another folder with --out"
+                f"{plan.path.name} needs {plan.size_bytes / 1e6:.0f} MB, {free_bytes / 1e6:.0f} MB are free in "
+                f"{folder}: make room, or name another folder with --out"
             )
         with _own(plan.path) as (part, file), plan.source.path.open("rb") as source:
             _fill(plan, ggml, file, source.fileno(), progress)
