@@ -209,7 +209,7 @@ def _capture_count(metrics: Metrics) -> Callable[[str, int], None]:
 
 
 def _identity(config: Config, engine: str) -> str:
-    """What is behind an engine's name, for cache keys; of a model's file its size and age too, for it may be replaced."""
+    """What is behind an engine's name, for cache keys; of a model's file its size and age too: it may be replaced."""
     settings = config.engines[engine].settings
     where: str = getattr(settings, "base_url", "") or getattr(settings, "model", "")
     if where.endswith(".gguf") and (file := Path(where)).is_file():
