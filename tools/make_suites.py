@@ -1,0 +1,29 @@
+"""Writes the suites that Trimtab ships: `python tools/make_suites.py`. The same every time; nothing is downloaded."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from suites import small_model
+
+SUITES = {"small-model": small_model}
+FOLDER = Path(__file__).parents[1] / "src" / "trimtab" / "evals" / "suites"
+
+
+def main() -> None:
+    """Write each suite's folder anew."""
+    for name, suite in SUITES.items():
+        folder = FOLDER / name
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "suite.toml").write_text(f"# Made by tools/make_suites.py\n{suite.HEAD}{suite.STRATA}")
+        for stratum, rows in suite.strata():
+            lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            (folder / f"{stratum}.jsonl").write_text(lines, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
