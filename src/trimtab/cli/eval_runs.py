@@ -164,16 +164,16 @@ class _Bar:
         self._progress = Progress(*columns, console=console, disable=not console.is_terminal)
         self._task = self._progress.add_task("", total=total)
 
-    def __enter__(self) -> Callable[[], None]:
+    def __enter__(self) -> Callable[..., None]:
         self._progress.start()
         return self._tick
 
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
-    def _tick(self) -> None:
-        self._done += 1
-        self._progress.advance(self._task)
+    def _tick(self, count: int = 1) -> None:
+        self._done += count
+        self._progress.advance(self._task, count)
         now = time.monotonic()
         if not self._console.is_terminal and (now - self._told > _SAY_EVERY_S or self._done == self._total):
             self._told = now

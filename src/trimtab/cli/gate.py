@@ -154,8 +154,7 @@ async def _in_turn(evaluation: Evaluation, sides: Sequence[Side], terms: GateTer
                     mine = [item for item in some if item.stratum in gate.wanted]
                     await candidate.run(mine, lambda: None)
                     _count(gate, mine, asking[0], candidate)
-                for _ in range(min(_ROUND, most - begin)):
-                    tick()
+                tick(min(_ROUND, most - begin))
     return [
         VerdictFile(gate.verdict(), asking[0].file.head, candidate.file.head, time.time())
         for gate, candidate in zip(gates, asking[1:], strict=True)
