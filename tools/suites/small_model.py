@@ -124,38 +124,58 @@ def extract(dice: random.Random) -> list[Row]:
 def _number(dice: random.Random) -> tuple[str, str]:
     number, name, thing = dice.choice(NUMBERS), dice.choice(NAMES), plural(dice.choice(REGULAR_NOUNS))
     form = dice.choice(
-        ("{name} bought {number} {thing}.", "The box holds {number} {thing}.", "We waited {number} minutes for {name}.",
-         "There are {number} {thing} in the shop.", "{name} is {number} years old.",
-         "The bus to {name} has {number} seats.")
-    )  # fmt: skip
+        (
+            "{name} bought {number} {thing}.",
+            "The box holds {number} {thing}.",
+            "We waited {number} minutes for {name}.",
+            "There are {number} {thing} in the shop.",
+            "{name} is {number} years old.",
+            "The bus to {name} has {number} seats.",
+        )
+    )
     return form.format(number=number, name=name, thing=thing), str(number)
 
 
 def _person(dice: random.Random) -> tuple[str, str]:
     name, thing = dice.choice(NAMES), dice.choice(THINGS)
     form = dice.choice(
-        ("{name} broke the {thing}.", "The {thing} was found by {name}.", "Yesterday {name} sold the {thing}.",
-         "A {thing} was stolen by {name}.", "In the morning {name} cleaned the {thing}.",
-         "It was {name} who lost the {thing}.")
-    )  # fmt: skip
+        (
+            "{name} broke the {thing}.",
+            "The {thing} was found by {name}.",
+            "Yesterday {name} sold the {thing}.",
+            "A {thing} was stolen by {name}.",
+            "In the morning {name} cleaned the {thing}.",
+            "It was {name} who lost the {thing}.",
+        )
+    )
     return form.format(name=name, thing=thing), name
 
 
 def _colour(dice: random.Random) -> tuple[str, str]:
     colour, name, thing = dice.choice(COLOURS), dice.choice(NAMES), dice.choice(THINGS)
     form = dice.choice(
-        ("{name} has a {colour} {thing}.", "The {thing} is {colour}.", "{name} painted the {thing} {colour}.",
-         "A {colour} {thing} stood there.", "The {thing} of {name} was {colour} once.")
-    )  # fmt: skip
+        (
+            "{name} has a {colour} {thing}.",
+            "The {thing} is {colour}.",
+            "{name} painted the {thing} {colour}.",
+            "A {colour} {thing} stood there.",
+            "The {thing} of {name} was {colour} once.",
+        )
+    )
     return form.format(name=name, thing=thing, colour=colour), colour
 
 
 def _city(dice: random.Random) -> tuple[str, str]:
     city, name, thing = dice.choice(CITIES), dice.choice(NAMES), dice.choice(THINGS)
     form = dice.choice(
-        ("{name} moved to {city}.", "{name} works in {city} now.", "The train to {city} was late.",
-         "{name} bought a {thing} in {city}.", "They met in {city} last year.")
-    )  # fmt: skip
+        (
+            "{name} moved to {city}.",
+            "{name} works in {city} now.",
+            "The train to {city} was late.",
+            "{name} bought a {thing} in {city}.",
+            "They met in {city} last year.",
+        )
+    )
     return form.format(name=name, thing=thing, city=city), city
 
 
@@ -191,9 +211,13 @@ def record(dice: random.Random) -> list[Row]:
     def make(dice: random.Random) -> tuple[str, str]:
         name, city, age = dice.choice(NAMES), dice.choice(CITIES), dice.choice(NUMBERS)
         form = dice.choice(
-            ("{name} is {age} and lives in {city}.", "{name}, {age}, comes from {city}.",
-             "In {city} lives {name}, aged {age}.", "At {age}, {name} moved to {city}.")
-        )  # fmt: skip
+            (
+                "{name} is {age} and lives in {city}.",
+                "{name}, {age}, comes from {city}.",
+                "In {city} lives {name}, aged {age}.",
+                "At {age}, {name} moved to {city}.",
+            )
+        )
         return form.format(name=name, age=age, city=city), f"{name};{age};{city}"
 
     return [row(*one) for one in distinct(make, ITEMS, dice)]
