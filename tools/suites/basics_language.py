@@ -262,6 +262,7 @@ def _upper(dice: random.Random) -> Row:
 def _money(dice: random.Random) -> Row:
     cents = dice.randint(100_001, 99_999_999)
     return row(
-        f"Write {cents // 100} dollars and {cents % 100} cents with a dollar sign, commas for thousands and two decimals.",
+        f"Write {cents // 100} dollars and {cents % 100} cents with a dollar sign, commas for thousands "
+        "and two decimals.",
         f"${cents / 100:,.2f}",
     )
