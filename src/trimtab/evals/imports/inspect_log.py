@@ -64,15 +64,14 @@ def _with_choices(question: str, choices: list[Any]) -> str:
 
 
 def _scoring(name: str, target: Any, choices: Any) -> dict[str, Any] | None:
-    targets = [
-        one for one in (target if isinstance(target, list) else [target]) if isinstance(one, str) and one.strip()
-    ]
+    listed = target if isinstance(target, list) else [target]
+    targets = [one for one in listed if isinstance(one, str) and one.strip()]
     if not targets:
         return {"scorer": "judge"} if name in _JUDGED else None
     whole: Any = targets[0] if len(targets) == 1 else targets
     either = "|".join(re.escape(one.strip()) for one in targets)
     if name == "match":  # the target at the end of the answer
-        return {"scorer": "regex", "reference": rf"(?:{either})\W*\Z", "options": {"ignore_case": True}}
+        return {"scorer": "regex", "reference": rf"(?<!\w)(?:{either})\W*\Z", "options": {"ignore_case": True}}
     if name == "includes":
         return {"scorer": "contains", "reference": whole, "options": {"mode": "any"}}
     if name == "exact":

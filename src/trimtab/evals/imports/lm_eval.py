@@ -76,10 +76,9 @@ def _generated(
         return
     request = _request(draft, settings)
     messages = conversation(prompt)
-    asked = {
-        **({"messages": messages} if messages else {"prompt": prompt}),
-        **({"request": request} if request else {}),
-    }
+    asked: dict[str, Any] = {"messages": messages} if messages else {"prompt": prompt}
+    if request:
+        asked["request"] = request
     number = given(target) if isinstance(target, str) and _NUMBER.search(target) else None
     if number is not None:
         draft.add(place, identity, asked, {"scorer": "numeric", "reference": number.values[0]})
@@ -92,9 +91,8 @@ def _request(draft: Draft, settings: dict[str, Any]) -> dict[str, Any]:
     request: dict[str, Any] = {}
     for key, value in settings.items():
         if key == "until":
-            stops = (
-                [value] if isinstance(value, str) else [one for one in value if one] if isinstance(value, list) else []
-            )
+            listed = value if isinstance(value, list) else [value]
+            stops = [one for one in listed if isinstance(one, str) and one]
             if len(stops) > _MOST_STOPS:
                 draft.skip(f"until: only the first {_MOST_STOPS} stop texts are taken over")
             request["stop"] = stops[:_MOST_STOPS]
