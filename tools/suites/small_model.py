@@ -109,10 +109,10 @@ def copy(dice: random.Random) -> list[Row]:
 def extract(dice: random.Random) -> list[Row]:
     """A sentence each, of four kinds."""
     kinds = (
-        ("Name the number.", [["Ann has 3 cats.", "3"], ["The 12 boys ran.", "12"]], _number),
-        ("Who did it?", [["Ann ate the cake.", "Ann"], ["It was hit by Tom.", "Tom"]], _person),
-        ("Name the colour.", [["Ann has a red car.", "red"], ["The blue door is open.", "blue"]], _colour),
-        ("Name the city.", [["Ann lives in Rome.", "Rome"], ["Bob flew to Lima.", "Lima"]], _city),
+        ("Name the number.", [["Ann has 3 cats.", "3"], ["12 boys ran.", "12"]], _number),
+        ("Who did it?", [["Ann ate the cake.", "Ann"], ["It was Tom.", "Tom"]], _person),
+        ("Name the colour.", [["Ann has a red car.", "red"], ["It is blue.", "blue"]], _colour),
+        ("Name the city.", [["Ann lives in Rome.", "Rome"], ["Go to Lima.", "Lima"]], _city),
     )
     return [
         {**row(*one), "system": system, "examples": examples}
@@ -144,7 +144,7 @@ def _person(dice: random.Random) -> tuple[str, str]:
             "The {thing} was found by {name}.",
             "Yesterday {name} sold the {thing}.",
             "A {thing} was stolen by {name}.",
-            "In the morning {name} cleaned the {thing}.",
+            "Then {name} cleaned the {thing}.",
             "It was {name} who lost the {thing}.",
         )
     )
