@@ -8,9 +8,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from suites import small_model
+from suites import basics, small_model
 
-SUITES = {"small-model": small_model}
+SUITES = {"basics": basics, "small-model": small_model}
 FOLDER = Path(__file__).parents[1] / "src" / "trimtab" / "evals" / "suites"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from importlib.util import find_spec
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -455,3 +456,11 @@ def test_a_number_is_found_however_it_is_led_to(number, before):
     assert value("numeric", number, f"{before}{number}") == 1
     assert value("numeric", number, f"{before}{number:,}.") == 1
     assert value("numeric", number + 1, f"{before}{number}", relative=0) == 0
+
+
+def test_the_documentation_names_every_scorer_and_option():
+    text = (Path(__file__).parents[2] / "docs" / "evals.md").read_text(encoding="utf-8")
+    rows = {line.split("`")[1]: line for line in text.splitlines() if line.startswith("| `")}
+    for name, scorer in SCORERS.items():
+        for option in scorer.options:
+            assert f"`{option}`" in rows[name], (name, option)

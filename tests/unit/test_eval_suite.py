@@ -237,5 +237,5 @@ def test_shipped_suites_are_whole(name):
         assert item.scorer in SCORERS
         if (answer := perfect(item)) is not None:
             assert score(item, answer).value == 1, (item, answer)
-        if item.scorer != "refusal":
+        if item.scorer != "refusal" and item.reference != []:
             assert score(item, Answer("", (), "stop")).value == 0, item

@@ -109,10 +109,10 @@ def copy(dice: random.Random) -> list[Row]:
 def extract(dice: random.Random) -> list[Row]:
     """A sentence each, of four kinds."""
     kinds = (
-        ("Name the number.", [["Ann has 3 cats.", "3"], ["The 12 boys ran.", "12"]], _number),
-        ("Who did it?", [["Ann ate the cake.", "Ann"], ["It was hit by Tom.", "Tom"]], _person),
-        ("Name the colour.", [["Ann has a red car.", "red"], ["The blue door is open.", "blue"]], _colour),
-        ("Name the city.", [["Ann lives in Rome.", "Rome"], ["Bob flew to Lima.", "Lima"]], _city),
+        ("Name the number.", [["Ann has 3 cats.", "3"], ["12 boys ran.", "12"]], _number),
+        ("Who did it?", [["Ann ate the cake.", "Ann"], ["It was Tom.", "Tom"]], _person),
+        ("Name the colour.", [["Ann has a red car.", "red"], ["It is blue.", "blue"]], _colour),
+        ("Name the city.", [["Ann lives in Rome.", "Rome"], ["Go to Lima.", "Lima"]], _city),
     )
     return [
         {**row(*one), "system": system, "examples": examples}
@@ -124,38 +124,58 @@ def extract(dice: random.Random) -> list[Row]:
 def _number(dice: random.Random) -> tuple[str, str]:
     number, name, thing = dice.choice(NUMBERS), dice.choice(NAMES), plural(dice.choice(REGULAR_NOUNS))
     form = dice.choice(
-        ("{name} bought {number} {thing}.", "The box holds {number} {thing}.", "We waited {number} minutes for {name}.",
-         "There are {number} {thing} in the shop.", "{name} is {number} years old.",
-         "The bus to {name} has {number} seats.")
-    )  # fmt: skip
+        (
+            "{name} bought {number} {thing}.",
+            "The box holds {number} {thing}.",
+            "We waited {number} minutes for {name}.",
+            "There are {number} {thing} in the shop.",
+            "{name} is {number} years old.",
+            "The bus to {name} has {number} seats.",
+        )
+    )
     return form.format(number=number, name=name, thing=thing), str(number)
 
 
 def _person(dice: random.Random) -> tuple[str, str]:
     name, thing = dice.choice(NAMES), dice.choice(THINGS)
     form = dice.choice(
-        ("{name} broke the {thing}.", "The {thing} was found by {name}.", "Yesterday {name} sold the {thing}.",
-         "A {thing} was stolen by {name}.", "In the morning {name} cleaned the {thing}.",
-         "It was {name} who lost the {thing}.")
-    )  # fmt: skip
+        (
+            "{name} broke the {thing}.",
+            "The {thing} was found by {name}.",
+            "Yesterday {name} sold the {thing}.",
+            "A {thing} was stolen by {name}.",
+            "Then {name} cleaned the {thing}.",
+            "It was {name} who lost the {thing}.",
+        )
+    )
     return form.format(name=name, thing=thing), name
 
 
 def _colour(dice: random.Random) -> tuple[str, str]:
     colour, name, thing = dice.choice(COLOURS), dice.choice(NAMES), dice.choice(THINGS)
     form = dice.choice(
-        ("{name} has a {colour} {thing}.", "The {thing} is {colour}.", "{name} painted the {thing} {colour}.",
-         "A {colour} {thing} stood there.", "The {thing} of {name} was {colour} once.")
-    )  # fmt: skip
+        (
+            "{name} has a {colour} {thing}.",
+            "The {thing} is {colour}.",
+            "{name} painted the {thing} {colour}.",
+            "A {colour} {thing} stood there.",
+            "The {thing} of {name} was {colour} once.",
+        )
+    )
     return form.format(name=name, thing=thing, colour=colour), colour
 
 
 def _city(dice: random.Random) -> tuple[str, str]:
     city, name, thing = dice.choice(CITIES), dice.choice(NAMES), dice.choice(THINGS)
     form = dice.choice(
-        ("{name} moved to {city}.", "{name} works in {city} now.", "The train to {city} was late.",
-         "{name} bought a {thing} in {city}.", "They met in {city} last year.")
-    )  # fmt: skip
+        (
+            "{name} moved to {city}.",
+            "{name} works in {city} now.",
+            "The train to {city} was late.",
+            "{name} bought a {thing} in {city}.",
+            "They met in {city} last year.",
+        )
+    )
     return form.format(name=name, thing=thing, city=city), city
 
 
@@ -191,9 +211,13 @@ def record(dice: random.Random) -> list[Row]:
     def make(dice: random.Random) -> tuple[str, str]:
         name, city, age = dice.choice(NAMES), dice.choice(CITIES), dice.choice(NUMBERS)
         form = dice.choice(
-            ("{name} is {age} and lives in {city}.", "{name}, {age}, comes from {city}.",
-             "In {city} lives {name}, aged {age}.", "At {age}, {name} moved to {city}.")
-        )  # fmt: skip
+            (
+                "{name} is {age} and lives in {city}.",
+                "{name}, {age}, comes from {city}.",
+                "In {city} lives {name}, aged {age}.",
+                "At {age}, {name} moved to {city}.",
+            )
+        )
         return form.format(name=name, age=age, city=city), f"{name};{age};{city}"
 
     return [row(*one) for one in distinct(make, ITEMS, dice)]

@@ -13,6 +13,9 @@ NAMES = _listed(
     Ben Clara David Emma George Helen Ivan Julia Kevin Laura Mark Nora Paul Ruth Simon Tina Walter
     """
 )
+WOMEN = _listed(
+    "Ann Carla Eva Grace Irene Karen Maria Nina Paula Rosa Vera Alice Clara Emma Helen Julia Laura Nora Ruth Tina"
+)
 CITIES = _listed(
     """
     Rome Paris Berlin Madrid Oslo Vienna Dublin Prague Lisbon Athens Tokyo Cairo Lima Boston Chicago Denver
@@ -26,8 +29,8 @@ COLOURS = _listed(
 )
 ADJECTIVES = _listed(
     """
-    old new long short dark bright warm cold cheap small large fast slow wet dry soft hard clean dirty heavy light empty full
-    quiet loud sweet bitter round flat sharp young strong weak rich poor green yellow black white brown
+    old new long short dark bright warm cold cheap small large fast slow wet dry soft hard clean dirty heavy light empty
+    full quiet loud sweet bitter round flat sharp young strong weak rich poor green yellow black white brown
     """
 )
 THINGS = _listed(

@@ -89,9 +89,9 @@ def _child(order: bytes, work: Path, output: Any, wall_s: float) -> tuple[int | 
         except subprocess.TimeoutExpired:
             pass
         finally:
-            with suppress(ProcessLookupError):
+            if child.returncode is None:
                 os.killpg(child.pid, signal.SIGKILL)
-            child.wait()
+                child.wait()
         os.set_blocking(reader, False)
         with suppress(BlockingIOError):
             return ended, os.read(reader, _RESULT_BYTES)
