@@ -194,6 +194,23 @@ def test_mistakes_are_told_with_the_way_out(suite: Path, tmp_path: Path, argumen
     assert "Traceback" not in done.stderr
 
 
+def test_another_tools_file_becomes_a_suite_that_runs(models: Models, tmp_path: Path) -> None:
+    test = {
+        "vars": {"n": "7"},
+        "assert": [{"type": "equals", "value": "answer 7"}, {"type": "javascript", "value": "1"}],
+    }
+    (tmp_path / "promptfoo.json").write_text(json.dumps({"prompts": ["sums {{n}}"], "tests": [test]}))
+    (tmp_path / "one.toml").write_text(config(models.port))
+    done = trimtab(tmp_path, "eval", "import", "promptfoo.json", "suite-of-theirs")
+    assert done.returncode == 0, done.stderr
+    assert "1 items in suite-of-theirs" in done.stdout
+    assert "javascript" in done.stdout
+    run = trimtab(tmp_path, "eval", "./suite-of-theirs", "--config", "one.toml@good", "--json")
+    assert run.returncode == 0, run.stderr
+    ((cell,),) = json.loads(run.stdout)["strata"].values()
+    assert cell["score"] == 1.0
+
+
 def test_a_judge_is_tried_before_it_decides(gateways: MakeGateway, models: Models, tmp_path: Path) -> None:
     gateway: Gateway = gateways(config(models.port))
     rows = [{"question": f"sums {n}", "a": "1", "b": "2", "better": "ab"[n % 2]} for n in range(20)]

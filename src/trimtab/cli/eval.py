@@ -158,6 +158,29 @@ def suites(as_json: bool) -> None:
         eval_view.show_suites(found)
 
 
+@evals.command(name="import")
+@click.argument("source", metavar="FILE", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def import_(source: Path, folder: Path, as_json: bool) -> None:
+    """Make a suite in FOLDER of another tool's FILE, and say what of it could not be taken over.
+
+    FILE is a promptfoo configuration, an Inspect log as JSON, or a JSONL of lm-eval samples.
+    """
+    import msgspec
+
+    from trimtab.evals.imports import import_file, save
+
+    found = import_file(source)
+    save(found, folder)
+    if as_json:
+        click.echo(msgspec.json.encode({"folder": str(folder), "items": found.items, "left_out": found.left_out}))
+        return
+    click.echo(f"{found.items} items in {folder}; run them with: trimtab eval {folder} --config FILE")
+    for line in found.left_out:
+        click.echo(f"  left out: {line}")
+
+
 def _present(runs: list[Run], html: Path | None, as_json: bool) -> None:
     import msgspec
 
