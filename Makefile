@@ -4,7 +4,7 @@ PY ?= $(shell tools/pick-python)
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test check lock bench-gate bench-gate-quants bench-judge-trial bench-overhead bench-promise bench-quantization bench-replay bench-replay-referee bench-semantic bench-semantic-latency bench-telemetry bench-traces clean
+.PHONY: help demo test check lock bench-gate bench-gate-quants bench-judge-trial bench-overhead bench-promise bench-quantization bench-replay bench-replay-referee bench-route bench-semantic bench-semantic-latency bench-telemetry bench-traces clean
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 24
 
@@ -69,6 +69,10 @@ bench-gate: $(VENV)/.dev ## how often is the quality gate wrong, and how many it
 bench-semantic: $(VENV)/.dev ## does the semantic cache keep its promise: DATA=folder of public questions (fifteen minutes)
 	@test -n "$(DATA)" || { echo "say where the questions are: make bench-semantic DATA=folder (see bench/README.md)"; exit 2; }
 	@$(BIN)/python bench/semantic.py --data $(DATA)
+
+bench-route: $(VENV)/.dev ## does routing keep its quality and save: DATA=folder of recorded outcomes (three minutes)
+	@test -n "$(DATA)" || { echo "say where the outcomes are: make bench-route DATA=folder (see bench/README.md)"; exit 2; }
+	@$(BIN)/python bench/route.py --data $(DATA)
 
 bench-semantic-latency: $(VENV)/.dev ## how long a look-up takes among 100,000 and 1,000,000 questions: DATA=folder (ten minutes)
 	@test -n "$(DATA)" || { echo "say where the questions are: make bench-semantic-latency DATA=folder (see bench/README.md)"; exit 2; }

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from trimtab.cli.bench_route import route
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
 @click.group()
 def bench() -> None:
     """Measure a lever on data of your own, offline: no gateway, no model calls."""
+
+
+bench.add_command(route)
 
 
 @bench.command()
