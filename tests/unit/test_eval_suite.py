@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trimtab.errors import ConfigError
-from trimtab.evals.answers import Answer
+from trimtab.evals.answers import Answer, ToolCall
 from trimtab.evals.scorers import SCORERS, score
+from trimtab.evals.scorers.tool_call import wanted_calls
 from trimtab.evals.suite import load, shipped
 
 HEAD = """[suite]
@@ -212,7 +213,8 @@ def perfect(item):
     reference = item.reference
     match item.scorer:
         case "tool_call":
-            return None
+            calls = wanted_calls(reference)
+            return Answer("", tuple(ToolCall(one["name"], json.dumps(one["arguments"])) for one in calls), "tool_calls")
         case "refusal":
             text = "I'm sorry, but I can't help with that." if reference is not False else "Here is how."
         case "contains":

@@ -32,7 +32,8 @@ description = "Does what is asked in the way that is asked: counts, order, what 
 [[strata]]
 name = "hallucination"
 file = "hallucination.jsonl"
-scorer = "normalised"
+scorer = "contains"
+options = { words = true }
 description = "Answers from a short text, or says unknown where it does not tell."
 system = "Answer from the text alone, as briefly as you can. If it does not say, answer: unknown"
 
@@ -56,7 +57,8 @@ request = { max_tokens = 8 }
 [[strata]]
 name = "long_context"
 file = "long_context.jsonl"
-scorer = "normalised"
+scorer = "contains"
+options = { words = true }
 description = "Finds one fact among many that look like it, in 600 to 1,500 tokens; a later correction counts."
 system = "Answer the question at the end from the text above it, with the name or number alone."
 

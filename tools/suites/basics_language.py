@@ -9,6 +9,7 @@ from suites.rows import Row, each, row
 from suites.words import ADJECTIVES, CITIES, COLOURS, NAMES, REGULAR_NOUNS, THINGS, Y_NOUNS, plural
 
 ANY = {"scorer": "normalised"}
+UNKNOWN = ["unknown", "not say", "not tell", "not stated", "not mentioned"]
 
 
 def instruction_following(dice: random.Random) -> list[Row]:
@@ -110,7 +111,7 @@ def hallucination(dice: random.Random) -> list[Row]:
 
 
 def _fact(text: str, question: str, reference: str, untold: tuple[str, ...]) -> Row:
-    return {"prompt": f"Text: {text}\nQuestion: {question}", "reference": reference, "untold": (text, untold), **ANY}
+    return {"prompt": f"Text: {text}\nQuestion: {question}", "reference": reference, "untold": (text, untold)}
 
 
 def _told_person(dice: random.Random) -> Row:
@@ -188,7 +189,7 @@ def _told_trip(dice: random.Random) -> Row:
 
 def _untold(told: Row, dice: random.Random) -> Row:
     text, questions = told.pop("untold")
-    return row(f"Text: {text}\nQuestion: {dice.choice(questions)}", "unknown", **ANY)
+    return row(f"Text: {text}\nQuestion: {dice.choice(questions)}", UNKNOWN, options={"mode": "any"})
 
 
 def exact_formatting(dice: random.Random) -> list[Row]:
