@@ -48,7 +48,7 @@ def configurations(folder: Path, quants: list[str]) -> dict[str, Path]:
     found = {}
     for written in json.loads(done.stdout)["files"]:
         path = folder / f"{written['type'].lower()}.toml"
-        path.write_text(CONFIG.format(file=written["path"]))
+        path.write_text(CONFIG.format(file=Path(written["path"]).name))
         found[written["type"]] = path
     return found
 
