@@ -21,7 +21,7 @@ from trimtab import config as configuration
 from trimtab.config import Config, registry
 from trimtab.dispatch import Dispatcher
 from trimtab.errors import ConfigError, StoreError
-from trimtab.levers import exact_cache, semantic_cache
+from trimtab.levers import ab, exact_cache, semantic_cache
 from trimtab.pipeline import Pipeline
 from trimtab.ports import AnswerStore, Clock, Engine, Lever
 from trimtab.prices import Prices
@@ -88,12 +88,17 @@ def _levers(config: Config, engines: dict[str, Engine], shared: Shared, pipeline
     def identity(name: str) -> str:
         return _identity(config, name)
 
+    targets = Targets(config, engines)
     levers: list[Lever] = [
+        ab.build(
+            lambda route: config.lever_settings("ab", route),
+            lambda model, dialect: targets.alone(model, dialect).attempts[0].target,
+        ),
         exact_cache.build(
             lambda route: config.lever_settings("exact_cache", route), shared.store, shared.clock, whole, identity
-        )
+        ),
     ]
-    if shared.similar is not None:
+    if shared.similar is not None and configuration.reuses_similar(config):
         from trimtab.redact import identity_in
 
         levers.append(
@@ -102,7 +107,7 @@ def _levers(config: Config, engines: dict[str, Engine], shared: Shared, pipeline
                 shared.similar,
                 shared.clock,
                 semantic_cache.Facts(whole, identity, identity_in),
-                semantic_cache.Calls(pipeline.ask_aside, _model_call(Targets(config, engines), pipeline)),
+                semantic_cache.Calls(pipeline.ask_aside, _model_call(targets, pipeline)),
             )
         )
     return levers

@@ -14,6 +14,7 @@ from trimtab.types import (
     Dialect,
     Embedded,
     Intent,
+    Note,
     Outcome,
     Plan,
     Record,
@@ -22,7 +23,6 @@ from trimtab.types import (
     Selector,
     Similar,
     Slot,
-    Stages,
     Stored,
     Timeouts,
 )
@@ -34,6 +34,7 @@ class Lever(Protocol):
     name: str
     version: str
     slot: Slot
+    changes_answers: bool  # users may get other answers by it: it can be judged, and switched off on a route
     fails_open: bool  # a failed `decide` lets the request go on; False refuses it
 
     async def decide(self, request: Request, plan: Plan) -> Decision:
@@ -170,8 +171,8 @@ class Journal(Protocol):
         """Append the settled request; never raises: rows that cannot be written yet wait in memory, bounded."""
         ...
 
-    def note(self, stages: Stages) -> None:
-        """Append what the application says about a request. Raises Overloaded as `intent` does."""
+    def note(self, note: Note) -> None:
+        """Append what is said beside the rows: of a request, or of a lever. Raises Overloaded as `intent` does."""
         ...
 
     def close(self) -> None:

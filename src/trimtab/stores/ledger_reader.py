@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from trimtab.errors import BadRequest
+from trimtab.quality.marks import Mark
 from trimtab.slo import RULES, WINDOWS_S, burn_rate
-from trimtab.stores import _latencies, _slos
+from trimtab.stores import _latencies, _monitors, _slos
 from trimtab.stores.ledger_db import SCHEMA_VERSION, TOKEN_COLUMNS
 
 if TYPE_CHECKING:
@@ -199,6 +200,16 @@ class Reader:
             })  # fmt: skip
         return levels
 
+    def levers(self) -> list[dict[str, Any]]:
+        """Each lever that was judged or switched, by route: is it on, since when, why, and what is known of its loss.
+
+        `since` is when it was last switched, or when its monitor began; bounds hold at any time with 95%.
+        """
+        if self._connection is None or self._version < 5:
+            return []
+        marks, monitors = _monitors.last_marks(self._connection), _monitors.watched(self._connection)
+        return [_lever_row(*key, marks.get(key), monitors.get(key)) for key in sorted({*marks, *monitors})]
+
     def export(
         self, *, attempts: bool = False, since: float | None = None, until: float | None = None
     ) -> Iterator[dict[str, Any]]:
@@ -241,6 +252,23 @@ class Reader:
         cursor = self._connection.execute(sql, values)
         names = [column[0] for column in cursor.description]
         return [dict(zip(names, row, strict=True)) for row in cursor]
+
+
+def _lever_row(route: str, lever: str, mark: Mark | None, watched: _monitors.Watched | None) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "route": route, "lever": lever, "on": mark is None or mark.on, "since": None, "by": "", "why": "", "model": "",
+        "margin": None, "pairs": 0, "unknown": 0, "loss": None, "lower": None, "upper": None,
+    }  # fmt: skip
+    if watched is not None:
+        report = watched.monitor.report()
+        row |= {"since": watched.since, "unknown": watched.unknown, "pairs": report.pairs}
+        row |= {"model": watched.model, "margin": watched.margin or None, "why": report.reason if report.pairs else ""}
+        if report.pairs:
+            row |= {"loss": report.loss, "lower": report.interval[0], "upper": report.interval[1]}
+    if mark is not None:
+        row |= {"since": mark.at, "by": mark.by}
+        row["why"] = (mark.reason or row["why"]) if not mark.on else row["why"] or mark.reason
+    return row
 
 
 def _sums(table: str) -> list[str]:

@@ -33,6 +33,7 @@ from trimtab.types import (
     Target,
 )  # fmt: skip
 
+CHANGES_ANSWERS: Final = True
 _NAME: Final = "semantic_cache"
 _VERSION: Final = "1"
 
@@ -72,6 +73,11 @@ class Config(Rules, frozen=True):
     timeout_ms: Milliseconds = 100.0  # how long a request waits for a look-up
     judge_model: str = ""  # is asked where it cannot be read from two answers whether they are equivalent
     judge_share: AuditShare = 1.0  # of those pairs
+
+
+def in_use(settings: Config) -> bool:
+    """Whether the lever may do anything under these settings."""
+    return {settings.mode, *settings.tenant_modes.values()} != {"off"}
 
 
 class Memo(msgspec.Struct, frozen=True):
@@ -114,6 +120,7 @@ class SemanticCache:
     version = _VERSION
     slot = Slot.REUSE_SIMILAR
     fails_open = True
+    changes_answers = CHANGES_ANSWERS
 
     def __init__(
         self,
