@@ -200,6 +200,17 @@ class Reader:
             })  # fmt: skip
         return levels
 
+    def spent_aside(self, since: float) -> dict[str, int]:
+        """Nano-USD since then (unix seconds) on calls that no client waited for (shadow, judge), by route."""
+        if self._version < 4:
+            return {}
+        rows = self._all(
+            "SELECT route, SUM(cost_nusd) AS nusd FROM requests WHERE at >= ? AND purpose IN ('shadow', 'judge')"
+            " GROUP BY route",
+            [since],
+        )
+        return {row["route"]: row["nusd"] or 0 for row in rows}
+
     def levers(self) -> list[dict[str, Any]]:
         """Each lever that was judged or switched, by route: is it on, since when, why, and what is known of its loss.
 

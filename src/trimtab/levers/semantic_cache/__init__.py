@@ -104,6 +104,7 @@ class Calls(NamedTuple):
 
     shadow: ShadowCall
     judge: ModelCall
+    audited: Callable[[Request, str, bool | None], None]  # told the verdict of an audit, with the lever's name
 
 
 def build(
@@ -207,7 +208,10 @@ class SemanticCache:
         judge = None
         if config.judge_model and random.random() < config.judge_share:
             judge = partial(self._judged, request, memo.question, config.judge_model)
-        self._answers.learn(memo.token, stored_of(request, reply, memo.ttl_s), judge)
+        heard = None
+        if isinstance(decision.step, Answer):
+            heard = partial(self._calls.audited, request, _NAME)
+        self._answers.learn(memo.token, stored_of(request, reply, memo.ttl_s), judge, heard)
 
     async def _judged(self, request: Request, question: str, model: str, fresh: str, cached: str) -> bool | None:
         from trimtab.semantic import llm_judge
