@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from arithmetic import Abacus, Alarms, answer, question
-from asking import Got, Pair, send
+from asking import Got, Pair, post, send
 from gateway_process import Gateway, MakeGateway
 from upstream import wait_until
 
@@ -196,6 +196,22 @@ def test_a_person_switches_it_off(gateway: Gateway) -> None:
     assert "a hunch" in got.headers["x-trimtab-decision"]
     assert gateway.trimtab("levers", "on", "ab", "--route", "split").returncode == 0
     wait_until(lambda: not is_off(ask(gateway, next(NUMBERS), "split")), 10, "the lever to be on")
+
+
+def test_users_say_what_they_think(gateway: Gateway) -> None:
+    got = ask(gateway, next(NUMBERS), "split")
+    for body in ({"rating": "down"}, {"score": 0.75, "comment": "fine"}):
+        reply = say(gateway, {"request_id": got.request_id} | body)
+        assert reply.status_code == 202, reply.text
+    wait_until(lambda: "0.75: fine" in gateway.trimtab("ledger", "show", got.request_id).stdout, 10, "the feedback")
+    wrong = say(gateway, {"request_id": got.request_id, "score": 7})
+    assert (wrong.status_code, wrong.json()["error"]["param"]) == (400, "score")
+    assert gateway.get("/v1/feedback")[0] == 405
+
+
+def say(gateway: Gateway, body: dict[str, Any]) -> Any:
+    headers = {"content-type": "application/json", "authorization": "Bearer sk-client"}
+    return post(gateway.base_url + "/v1/feedback", json.dumps(body).encode(), headers)
 
 
 def test_nothing_passes_from_one_arm_to_the_other(gateway: Gateway, abacus: Abacus) -> None:

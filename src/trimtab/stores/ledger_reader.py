@@ -88,7 +88,10 @@ class Reader:
         )
 
     def show(self, request_id: str) -> dict[str, Any] | None:
-        """One request with its `attempts` (a list) and `detail` (decoded); a unique prefix of the id will do."""
+        """One request with its `attempts` (a list) and `detail` (decoded); a unique prefix of the id will do.
+
+        With its user's `feedback` and the `verdicts` on it, where there are any.
+        """
         rows = self._all("SELECT * FROM requests WHERE id = ?", [request_id])
         if not rows and request_id:
             # One character past every id that begins so; a range, because LIKE would not use the index.
@@ -101,6 +104,10 @@ class Reader:
         row["detail"] = msgspec.json.decode(row["detail"])
         if later := self._later_stages(row["id"], row["tenant"]):
             row["detail"]["later_stages"] = later
+        if feedback := self._feedback(row["id"], row["tenant"]):
+            row["feedback"] = feedback
+        if verdicts := self._verdicts(row["id"]):
+            row["verdicts"] = verdicts
         row["attempts"] = self._all("SELECT * FROM attempts WHERE request_id = ? ORDER BY n", [row["id"]])
         row["saved_nusd"] = _difference(row["baseline_nusd"], row["cost_nusd"])
         return row
@@ -113,6 +120,17 @@ class Reader:
             [request_id, tenant],
         )
         return {row["name"]: row["duration_s"] for row in found}
+
+    def _feedback(self, request_id: str, tenant: str) -> dict[str, Any] | None:
+        if self._version < 5:
+            return None
+        sql = "SELECT at, score, comment FROM feedback WHERE request_id = ? AND tenant = ?"
+        return next(iter(self._all(sql, [request_id, tenant])), None)
+
+    def _verdicts(self, request_id: str) -> list[dict[str, Any]]:
+        if self._version < 5:
+            return []
+        return self._all("SELECT lever, model, loss, judge FROM verdicts WHERE request_id = ?", [request_id])
 
     def of_trace(self, trace_id: str) -> list[str]:
         """The ids of the requests of a W3C trace (32 hex digits), oldest first."""
