@@ -230,3 +230,20 @@ def test_nothing_passes_from_one_arm_to_the_other(gateway: Gateway, abacus: Abac
 def _arm_and_cache(gateway: Gateway, user: int) -> tuple[str, str]:
     got = ask(gateway, 7000, "split", user=f"u{user}", cache="public")
     return "B" if "arm B" in got.headers["x-trimtab-decision"] else "A", got.headers["x-trimtab-cache"]
+
+
+def test_both_arms_are_reported(gateway: Gateway) -> None:
+    for user in range(200):
+        ask(gateway, next(NUMBERS), "split", user=f"r{user}")
+    wait_until(lambda: sum(units(gateway).values()) >= 200, 20, "both arms")
+    done = gateway.trimtab("ab", "split", "--json")
+    found = json.loads(done.stdout)
+    assert found["trusted"] and found["arms"]["B"]["models"] == ["equal"]
+    assert 0.3 < found["arms"]["B"]["share_realised"] < 0.7
+    assert found["arms"]["B"]["p50_s"] > 0
+    assert gateway.trimtab("ab", "split").returncode == 0
+
+
+def units(gateway: Gateway) -> dict[str, int]:
+    found = json.loads(gateway.trimtab("ab", "split", "--json").stdout)
+    return {name: arm["units"] for name, arm in found["arms"].items()}

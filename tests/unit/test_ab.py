@@ -14,12 +14,12 @@ from trimtab.errors import ConfigError
 from trimtab.levers import ab, exact_cache
 from trimtab.types import Attempt, Continue, Plan, Purpose, Scope, Target
 
-CANDIDATE = Target("fast", "other", "fast-up", "openai")
+CANDIDATE = Target("cheap", "other", "fast-up", "openai")
 BODY = b'{"messages":[{"role":"user","content":"Hi"}],"temperature":0}'
 
 
 def lever(**config):
-    return ab.build(lambda route: ab.Config(**({"model": "fast"} | config)), lambda model, dialect: CANDIDATE)
+    return ab.build(lambda route: ab.Config(**({"model": "cheap"} | config)), lambda model, dialect: CANDIDATE)
 
 
 async def decide(scope, **config):
@@ -40,9 +40,9 @@ async def test_the_arm_is_said_and_the_candidate_takes_the_first_targets_place()
     assert [one.target for one in b.step.plan.attempts] == [CANDIDATE, CANDIDATE, fallback.target]
     assert [one.purpose for one in b.step.plan.attempts] == [Purpose.SERVE, Purpose.RETRY, Purpose.FALLBACK]
     assert (b.step.plan.attempts[1].backoff_s, b.step.plan.retry_after_max_s) == (2.0, 7.0)
-    assert (b.reason, b.threshold) == ("arm B fast, by user", 1.0)
+    assert (b.reason, b.threshold) == ("arm B cheap against fast, by user", 1.0)
     a = await lever(share=0.0).decide(request, plan)
-    assert (a.step, a.reason, a.score) == (None, f"arm A {first.target.model}, by user", b.score)
+    assert (a.step, a.reason, a.score) == (None, f"arm A {first.target.model} against cheap, by user", b.score)
 
 
 async def test_a_request_for_the_candidate_is_in_no_arm():

@@ -70,9 +70,9 @@ class SplitTraffic:
         kind, unit = unit_of(request, config.by)
         stands_at = position(request.scope, config.model, kind, unit)
         if stands_at >= config.share:
-            return _decided(f"arm A {first.model}, by {kind}", None, stands_at, config.share)
+            return _decided(f"arm A {first.model} against {target.model}, by {kind}", None, stands_at, config.share)
         step = Continue(request, _sent_to(target, plan))
-        return _decided(f"arm B {target.model}, by {kind}", step, stands_at, config.share)
+        return _decided(f"arm B {target.model} against {first.model}, by {kind}", step, stands_at, config.share)
 
     async def learn(self, outcome: Outcome, decision: Decision) -> None:
         """Nothing to learn."""

@@ -14,7 +14,7 @@ import msgspec
 from trimtab.errors import BadRequest
 from trimtab.quality.marks import Mark
 from trimtab.slo import RULES, WINDOWS_S, burn_rate
-from trimtab.stores import _latencies, _monitors, _slos
+from trimtab.stores import _arms, _latencies, _monitors, _slos
 from trimtab.stores.ledger_db import SCHEMA_VERSION, TOKEN_COLUMNS
 
 if TYPE_CHECKING:
@@ -218,6 +218,15 @@ class Reader:
             })  # fmt: skip
         return levels
 
+    def arms(self, route: str, but: Sequence[str] = (), since: float = 0.0) -> dict[str, Any] | None:
+        """Both arms of a route's A/B test since then (unix seconds), as `_arms.compared` says; None if there is none.
+
+        With `but`, the requests of all other routes than those in place of the route's.
+        """
+        if self._connection is None or self._version < 5:
+            return None
+        return _arms.compared(self._each(*_arms.query(route, but, since)))
+
     def spent_aside(self, since: float) -> dict[str, int]:
         """Nano-USD since then (unix seconds) on calls that no client waited for (shadow, judge), by route."""
         if self._version < 4:
@@ -252,10 +261,7 @@ class Reader:
             columns = "r.at, r.day, r.tenant, r.route, r.session, r.workflow, r.prompt_version, a.*"
             source = "requests r JOIN attempts a ON a.request_id = r.id"
         order = "r.rowid, a.n" if attempts else "r.rowid"
-        cursor = self._connection.execute(f"SELECT {columns} FROM {source} WHERE {condition} ORDER BY {order}", values)
-        names = [column[0] for column in cursor.description]
-        for row in cursor:
-            yield dict(zip(names, row, strict=True))
+        yield from self._each(f"SELECT {columns} FROM {source} WHERE {condition} ORDER BY {order}", values)
 
     def _in_parts(self, sql: str, values: Sequence[object]) -> list[dict[str, Any]]:
         """A query over ranges of row numbers (its last two values), large ledgers on several processors at once."""
@@ -275,12 +281,16 @@ class Reader:
         with ThreadPoolExecutor(parts) as pool:  # SQLite lets the GIL go while it works
             return [row for rows in pool.map(one, ranges) for row in rows]
 
-    def _all(self, sql: str, values: Sequence[object] = ()) -> list[dict[str, Any]]:
+    def _each(self, sql: str, values: Sequence[object]) -> Iterator[dict[str, Any]]:
         if self._connection is None:
-            return []
+            return
         cursor = self._connection.execute(sql, values)
         names = [column[0] for column in cursor.description]
-        return [dict(zip(names, row, strict=True)) for row in cursor]
+        for row in cursor:
+            yield dict(zip(names, row, strict=True))
+
+    def _all(self, sql: str, values: Sequence[object] = ()) -> list[dict[str, Any]]:
+        return list(self._each(sql, values))
 
 
 def _lever_row(route: str, lever: str, mark: Mark | None, watched: _monitors.Watched | None) -> dict[str, Any]:
