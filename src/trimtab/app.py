@@ -98,15 +98,18 @@ def _levers(config: Config, targets: Targets, shared: Shared, calls: semantic_ca
         return _identity(config, name)
 
     levers: list[Lever] = [
-        ab.build(
-            lambda route: config.lever_settings("ab", route),
-            lambda model, dialect: targets.alone(model, dialect).attempts[0].target,
-        ),
         exact_cache.build(
             lambda route: config.lever_settings("exact_cache", route), shared.store, shared.clock, whole, identity
         ),
     ]
-    if shared.similar is not None and configuration.reuses_similar(config):
+    if configuration.is_used(config, "ab"):
+        levers.append(
+            ab.build(
+                lambda route: config.lever_settings("ab", route),
+                lambda model, dialect: targets.alone(model, dialect).attempts[0].target,
+            )
+        )
+    if shared.similar is not None and configuration.is_used(config, "semantic_cache"):
         from trimtab.redact import identity_in
 
         levers.append(

@@ -135,5 +135,5 @@ def test_a_shadowed_route_needs_the_process_that_compares(tmp_path):
     (tmp_path / "t.toml").write_text(text + "[routes.faq.shadow]\nshare = 1\n")
     with_it = config.load(tmp_path / "t.toml", {})
     assert [config.keeps_similar(one) for one in (without, with_it)] == [False, True]
-    assert not config.reuses_similar(with_it)
+    assert not config.is_used(with_it, "semantic_cache")
     assert config.restart_needed(without, with_it) == ["routes.faq.shadow"]

@@ -82,7 +82,7 @@ def _switch(lever: str, route: str, reason: str, options: dict[str, Any], *, on:
         raise click.BadParameter(f"{lever!r} cannot change answers; those that can: {known}", param_hint="LEVER")
     place = Place(options["data_dir"], options["config_path"])
     _check_route(place, route, options["config_path"])
-    word = Switched(route, lever, on, getpass.getuser(), " ".join(reason.split()), time.time())
+    word = Switched(route, lever, on, _user(), " ".join(reason.split()), time.time())
     journal = FileJournal(place.data_dir / JOURNAL_FOLDER, "levers")
     journal.note(word)
     journal.close()
@@ -98,6 +98,14 @@ def _switch(lever: str, route: str, reason: str, options: dict[str, Any], *, on:
         print_lines([{"route": route, "lever": lever, "on": on, "by": word.by, "reason": word.reason, "at": word.at}])
     else:
         click.echo(f"{lever} is {'on' if on else 'off'} for route {route}; running gateways follow within a second")
+
+
+def _user() -> str:
+    """Who is at the keyboard, as the machine knows them."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user may have no name
+        return f"uid {os.getuid()}"
 
 
 def _taken_up(place: Place, at: float) -> bool:

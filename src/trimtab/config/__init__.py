@@ -23,10 +23,10 @@ from trimtab.config.schema import (
     ShadowConfig,
     SloConfig,
     TelemetryConfig,
+    is_used,
     keeps_similar,
     own_processes,
     restart_needed,
-    reuses_similar,
     shadowed_routes,
 )
 from trimtab.config.tables import NAME_RULE, is_name
@@ -54,6 +54,7 @@ __all__ = [
     "hash_key",
     "is_loopback",
     "is_name",
+    "is_used",
     "keeps_similar",
     "known",
     "load",
@@ -62,7 +63,6 @@ __all__ = [
     "otlp_missing",
     "own_processes",
     "restart_needed",
-    "reuses_similar",
     "shadowed_routes",
     "to_toml",
     "with_server",

@@ -234,13 +234,13 @@ def own_processes(config: Config) -> list[str]:
 
 def keeps_similar(config: Config) -> bool:
     """Whether the process that compares questions, and answers, runs beside the workers."""
-    return bool(shadowed_routes(config)) or reuses_similar(config)
+    return bool(shadowed_routes(config)) or is_used(config, "semantic_cache")
 
 
-def reuses_similar(config: Config) -> bool:
-    """Whether any route or tenant uses the semantic cache."""
-    settings = [config.levers.get("semantic_cache"), *(r.levers.get("semantic_cache") for r in config.routes.values())]
-    return any(find("levers", "semantic_cache").in_use(one) for one in settings if one is not None)
+def is_used(config: Config, lever: str) -> bool:
+    """Whether a lever that exports `in_use` may do anything on any route."""
+    settings = [config.levers.get(lever), *(route.levers.get(lever) for route in config.routes.values())]
+    return any(find("levers", lever).in_use(one) for one in settings if one is not None)
 
 
 def shadowed_routes(config: Config) -> list[str]:
@@ -261,7 +261,7 @@ def restart_needed(old: Config, new: Config) -> list[str]:
     if keeps_similar(old) != keeps_similar(new):
         with_it = old if keeps_similar(old) else new
         shadowed = [f"routes.{name}.shadow" for name in shadowed_routes(with_it)]
-        keys += ["levers.semantic_cache.mode"] if reuses_similar(with_it) else shadowed
+        keys += ["levers.semantic_cache.mode"] if is_used(with_it, "semantic_cache") else shadowed
     own = sorted({*own_processes(old), *own_processes(new)})
     keys += [f"engines.{name}" for name in own if old.engines.get(name) != new.engines.get(name)]
     for lever in sorted(old.levers.keys() & new.levers.keys()):
