@@ -21,17 +21,20 @@ from trimtab import config as configuration
 from trimtab.config import Config, registry
 from trimtab.dispatch import Dispatcher
 from trimtab.errors import ConfigError, StoreError
-from trimtab.levers import exact_cache, semantic_cache
+from trimtab.levers import ab, exact_cache, semantic_cache
 from trimtab.pipeline import Pipeline
 from trimtab.ports import AnswerStore, Clock, Engine, Lever
 from trimtab.prices import Prices
 from trimtab.protocols import CODECS, answer_text
+from trimtab.shadow import Ask, Calls, ModelCall, Spending, Terms, Watch
 from trimtab.similar.client import Client
 from trimtab.similar.messages import socket_path
 from trimtab.stores.captures import FILE_NAME as CAPTURE_FILE
 from trimtab.stores.captures import Captures, Policies, Policy
 from trimtab.stores.journal import FileJournal
-from trimtab.types import Dialect, Purpose, Request, Usage
+from trimtab.stores.switches import Switches
+from trimtab.stores.switches import path_in as switches_path
+from trimtab.types import Dialect, Plan, Purpose, Reply, Request, Usage
 from trimtab.wire.endpoints import App
 from trimtab.wire.gateway import Gateway, Shared
 from trimtab.wire.intake import Ids
@@ -73,15 +76,21 @@ def build_gateway(config: Config, shared: Shared, ports: Ports, env: Mapping[str
         _quick_cost(prices, shared),
         shared.captures.tap(policies),
     )
-    levers = sorted(_levers(config, engines, shared, pipeline), key=lambda lever: lever.slot)
-    gateway = Gateway(config, shared, engines, levers, pipeline)
+    targets = Targets(config, engines)
+    ask = _paid(config, pipeline, _quick_cost(prices, shared), shared)
+    judge = _model_call(targets, ask)
+    watch = _watch(config, shared, ask, judge)
+    pipeline.watch = watch
+    calls = semantic_cache.Calls(ask, judge, watch.audited)
+    levers = sorted(_levers(config, targets, shared, calls), key=lambda lever: lever.slot)
+    gateway = Gateway(config, shared, engines, levers, pipeline, watch)
     gateway.sweeper = asyncio.create_task(dispatcher.deadlines.sweep())
     known = [(engines[m.engine].provider, m.name or name) for name, m in config.models.items()]
     threading.Thread(target=prices.warm, args=(known,), daemon=True, name="prices").start()
     return gateway
 
 
-def _levers(config: Config, engines: dict[str, Engine], shared: Shared, pipeline: Pipeline) -> list[Lever]:
+def _levers(config: Config, targets: Targets, shared: Shared, calls: semantic_cache.Calls) -> list[Lever]:
     def whole(dialect: Dialect, finish: str, fields: dict[str, msgspec.Raw]) -> bool:
         return CODECS[dialect].finish_is_whole(finish, fields)
 
@@ -89,9 +98,16 @@ def _levers(config: Config, engines: dict[str, Engine], shared: Shared, pipeline
     levers: list[Lever] = [
         exact_cache.build(
             lambda route: config.lever_settings("exact_cache", route), shared.store, shared.clock, whole, identity
-        )
+        ),
     ]
-    if shared.similar is not None:
+    if configuration.is_used(config, "ab"):
+        levers.append(
+            ab.build(
+                lambda route: config.lever_settings("ab", route),
+                lambda model, dialect: targets.alone(model, dialect).attempts[0].target,
+            )
+        )
+    if shared.similar is not None and configuration.is_used(config, "semantic_cache"):
         from trimtab.evals.gates import Gate
         from trimtab.redact import identity_in
 
@@ -101,13 +117,67 @@ def _levers(config: Config, engines: dict[str, Engine], shared: Shared, pipeline
                 shared.similar,
                 shared.clock,
                 semantic_cache.Facts(whole, identity, identity_in, Gate(config, "semantic_cache").why_not),
-                semantic_cache.Calls(pipeline.ask_aside, _model_call(Targets(config, engines), pipeline)),
+                calls,
             )
         )
     return levers
 
 
-def _model_call(targets: Targets, pipeline: Pipeline) -> semantic_cache.ModelCall:
+def _paid(
+    config: Config, pipeline: Pipeline, cost: Callable[[str, str, str, Usage, float], int | None], shared: Shared
+) -> Ask:
+    """Calls that no client waits for, each counted in what the route spends on them."""
+
+    async def ask(request: Request, plan: Plan, purpose: Purpose) -> Reply | None:
+        reply = await pipeline.ask_aside(request, plan, purpose)
+        if reply is not None:
+            target = reply.target
+            nusd = cost(target.engine, target.provider, target.upstream_model, reply.usage, reply.machine_s)
+            shared.spending.add(config.table_of(request.scope.route), nusd or 0)
+        return reply
+
+    return ask
+
+
+def _watch(config: Config, shared: Shared, ask: Ask, judge: ModelCall) -> Watch:
+    """What watches levers that change answers."""
+    terms = {
+        name: Terms(name, shadow.share, shadow.margin, shadow.budget_usd_per_day * 1e9 / workers, shadow.judge_model)
+        for name, route in config.routes.items()
+        if (shadow := route.shadow) is not None and shadow.share > 0 and (workers := config.server.workers)
+    }
+
+    async def compare(fresh: str, others: list[str], timeout_s: float) -> list[bool | None] | None:
+        found: list[bool | None] | None = None
+        if shared.similar is not None:
+            found = await shared.similar.compare(fresh, others, timeout_s)
+        return found
+
+    return Watch(
+        lambda route: terms.get(config.table_of(route)),
+        lambda lever, route: shared.switches.why(lever, config.table_of(route)),
+        Calls(ask, compare, judge),
+        shared.spending,
+        shared.journal,
+        lambda route, lever, result: shared.metrics.add(("trimtab_shadow_total", route, lever, result)),
+    )
+
+
+def _spent_today(config: Config, data_dir: Path, clock: Clock) -> dict[str, float]:
+    """What calls that no client waited for cost since midnight UTC, by route, a worker's part of it."""
+    from trimtab.stores import ledger_db, ledger_reader
+
+    if not configuration.shadowed_routes(config):
+        return {}
+    spent: dict[str, float] = {}
+    with ledger_reader.Reader(data_dir / ledger_db.FILE_NAME) as reader:
+        for route, nusd in reader.spent_aside(clock.wall() // 86_400 * 86_400).items():
+            table = config.table_of(route)
+            spent[table] = spent.get(table, 0.0) + nusd / config.server.workers
+    return spent
+
+
+def _model_call(targets: Targets, ask: Ask) -> ModelCall:
     """Calls of a judge: rows of their own, on nobody's bill."""
 
     async def call(request: Request, fields: dict[str, Any]) -> str | None:
@@ -122,7 +192,7 @@ def _model_call(targets: Targets, pipeline: Pipeline) -> semantic_cache.ModelCal
             variant=b"",
             idempotency="",
         )
-        reply = await pipeline.ask_aside(question, targets.alone(model, Dialect.OPENAI), Purpose.JUDGE)
+        reply = await ask(question, targets.alone(model, Dialect.OPENAI), Purpose.JUDGE)
         return None if reply is None else answer_text(reply.body, Dialect.OPENAI)
 
     return call
@@ -239,6 +309,8 @@ class Worker:
             answer_store(config.levers["exact_cache"], data_dir, clock, os.environ),
             Captures(data_dir / CAPTURE_FILE, _capture_count(metrics)),
             data_dir,
+            Switches(switches_path(data_dir)),
+            Spending(clock, _spent_today(config, data_dir, clock)),
             Client(socket_path(data_dir)) if configuration.keeps_similar(config) else None,
         )
         self._config = config
@@ -260,6 +332,7 @@ class Worker:
         try:
             await Server(app).serve(sock, stop, self._config.server.shutdown_grace_s, ready)
         finally:
+            await app.gateway.watch.close()
             self._shared.captures.close()
             self._shared.metrics.save()
             if self._shared.similar is not None:
@@ -271,6 +344,7 @@ class Worker:
         while True:
             await asyncio.sleep(1.0)
             self._shared.journal.flush()
+            self._shared.switches.look()
             app.gateway.gauge()
             self._shared.metrics.save()
 

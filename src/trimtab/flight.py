@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from trimtab.errors import TrimtabError
 from trimtab.ports import Clock, Sink
-from trimtab.types import AttemptRecord, Decision, End, Reply, Request, Stored, Target
+from trimtab.types import AttemptRecord, Decision, End, Plan, Reply, Request, Stored, Target
 
 Header = tuple[bytes, bytes]
 
@@ -89,15 +89,17 @@ class Flight:
     """What has happened so far to one request: the only mutable thing about it."""
 
     __slots__ = (
-        "app_stages", "asked", "attempts", "cache", "chunks", "decisions", "end", "error", "joined", "make_reply",
-        "pieces", "request", "response_bytes", "served", "shared", "stages", "started", "status", "stored", "ttft_s",
-        "wants_reply",
+        "app_stages", "asked", "attempts", "cache", "changed", "chunks", "decisions", "end", "error", "joined",
+        "make_reply", "pieces", "plan", "request", "response_bytes", "served", "shared", "stages", "started",
+        "status", "stored", "ttft_s", "wants_reply",
     )  # fmt: skip
 
     def __init__(self, request: Request) -> None:
         self.asked = request  # as the client sent it
         self.request = request  # as the levers left it
+        self.plan: Plan | None = None  # as it was before the levers
         self.decisions: list[Decision] = []
+        self.changed: tuple[Decision, ...] = ()  # those by which the client may get another answer
         self.attempts: list[AttemptRecord] = []
         self.stages: dict[str, float] = {}
         self.app_stages: dict[str, float] = {}

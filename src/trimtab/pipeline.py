@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol
 
 from msgspec import structs
 
@@ -40,6 +41,7 @@ from trimtab.types import (
     Reply,
     Request,
     Slot,
+    Target,
     Usage,
 )
 
@@ -49,10 +51,27 @@ _TELL_EVERY_S = 60.0
 _STEP_NAMES = {type(None): "continue", Continue: "change", Answer: "answer", Join: "join", Refuse: "refuse"}
 _ShareKey = tuple[bytes, bool, bool]  # the lever's, and the form of the reply: streamed, with usage
 _Flying = tuple[Flight, Sink]
+_NOT_FOR_THE_REFERENCE = b"idempotency-key"  # the provider may answer a second call with the first one's answer
+
+
+class Watch(Protocol):
+    """Watches what levers that change answers do to quality."""
+
+    def off(self, lever: str, route: str) -> str:
+        """Why such a lever is switched off on a route, "" if it is not."""
+        ...
+
+    def wants(self, flight: Flight) -> bool:
+        """Whether the whole reply to a request that levers changed is to be kept for `settled`."""
+        ...
+
+    def settled(self, flight: Flight, record: Record, reply: Reply | None) -> None:
+        """A request that levers changed is settled and answered. Returns at once, raises nothing."""
+        ...
 
 
 class Pipeline:
-    """Runs requests; holds no state of any one of them.
+    """Runs requests; holds no state of any one of them. `watch` may be set once, before the first of them.
 
     `settled` hears of every record (metrics); `cost` prices one for a response header, or returns None when it is not
     known yet; `capture`, if there is one, gets each request as the client sent it, with its record.
@@ -73,14 +92,16 @@ class Pipeline:
         self._settled = settled
         self._cost = cost
         self._capture = capture
+        self.watch: Watch | None = None
         self._flying: dict[_ShareKey, _Flying] = {}  # calls that others may share
         self._told: dict[str, float] = {}  # when the log last heard of a lever's failure
 
     async def run(self, flight: Flight, plan: Plan, levers: Sequence[Lever], sink: Sink) -> None:
         """Answer one request through `sink`. Raises only CancelledError, after settling."""
+        flight.plan = plan
         record = await self._conclude(flight, sink, self._answer(flight, plan, levers, sink))
         wanting = [(lever, d) for lever, d in zip(levers, flight.decisions, strict=False) if d.wants_reply]
-        if wanting:
+        if wanting or flight.changed:
             await self._learn(flight, record, wanting)
 
     async def relay(self, flight: Flight, attempt: Attempt, message: Message, sink: Sink) -> None:
@@ -100,8 +121,10 @@ class Pipeline:
                 id=f"{request.id}-{purpose}",
                 scope=structs.replace(request.scope, purpose=str(purpose)),
                 fields=fields,
+                headers=tuple([header for header in request.headers if header[0] != _NOT_FOR_THE_REFERENCE]),
                 stream=False,
                 wants_usage=False,
+                idempotency="",
                 at=self._clock.wall(),
                 start=self._clock.mono(),
             )
@@ -162,8 +185,12 @@ class Pipeline:
         try:
             for lever in levers:
                 began = mono()
+                off = self._off(lever, flight) if lever.changes_answers else ""
                 try:
-                    decision = await lever.decide(flight.request, plan)
+                    if off:
+                        decision = Decision(lever.name, lever.version, lever.slot, None, off)
+                    else:
+                        decision = await lever.decide(flight.request, plan)
                 except Exception as exc:
                     decision = self._failed_decision(lever, exc)
                 took_s = mono() - began
@@ -182,12 +209,16 @@ class Pipeline:
                     flight.wants_reply = True
                 if step is None:
                     continue
+                if lever.changes_answers:
+                    flight.changed = (*flight.changed, decision)
                 if type(step) is Continue:
                     flight.request, plan = step.request, step.plan
                 elif type(step) is Answer:
                     return self._replay(flight, step, decision.slot)
                 elif type(step) is Refuse:
                     raise step.error
+            if flight.changed and self.watch is not None and self.watch.wants(flight):
+                flight.wants_reply = True
             try:
                 outcome = await self._dispatcher.execute(flight, plan, sink, self.headers)
             except TrimtabError as exc:
@@ -200,6 +231,9 @@ class Pipeline:
                 if flight.shared is not None:
                     flight.shared.end(outcome)
             outcome = None  # an error's traceback leads back here
+
+    def _off(self, lever: Lever, flight: Flight) -> str:
+        return "" if self.watch is None else self.watch.off(lever.name, flight.request.scope.route)
 
     def _failed_decision(self, lever: Lever, exc: Exception) -> Decision:
         now = self._clock.mono()
@@ -388,6 +422,8 @@ class Pipeline:
         make_reply, flight.make_reply = flight.make_reply, None  # it refers back to the flight: leave no cycle behind
         try:
             reply = make_reply() if make_reply is not None else None
+            if flight.changed and self.watch is not None:
+                self.watch.settled(flight, record, reply)
             outcome = Outcome(flight.request, record, reply)
             for lever, decision in wanting:
                 await lever.learn(outcome, decision)
@@ -455,7 +491,7 @@ def _cache_word(flight: Flight) -> str:
     asked = flight.request.scope.cache
     if asked in ("off", "refresh"):
         return asked
-    return "miss" if flight.wants_reply else "bypass"
+    return "miss" if any(d.wants_reply for d in flight.decisions) else "bypass"
 
 
 def _attempts(flight: Flight) -> list[AttemptRecord]:
@@ -466,12 +502,23 @@ def _attempts(flight: Flight) -> list[AttemptRecord]:
 def _baseline(flight: Flight) -> tuple[Usage, str, str, str, float]:
     """What the request would have used without the levers: as the stored answer did, or the one that it got.
 
-    Usage, upstream model, provider, engine, machine seconds.
+    Usage, upstream model, provider, engine, machine seconds. Where a lever chose the model the tokens are those of its
+    answer, and the model is the one that would have been asked.
     """
     if flight.stored is not None:
-        stored, target = flight.stored, flight.stored.target
+        stored, target = flight.stored, _unchanged(flight, flight.stored.target)
         return stored.usage, target.upstream_model, target.provider, target.engine, stored.machine_s
     for attempt in reversed(_attempts(flight)):
         if attempt.usage_source != "none":
-            return attempt.usage, attempt.model, attempt.provider, attempt.engine, attempt.machine_s
+            target = _unchanged(flight, Target("", attempt.engine, attempt.model, attempt.provider))
+            return attempt.usage, target.upstream_model, target.provider, target.engine, attempt.machine_s
     return NO_USAGE, "", "", "", 0.0
+
+
+def _unchanged(flight: Flight, served: Target) -> Target:
+    """The target that would have been asked without the levers: the one that was, unless they changed the plan."""
+    if not flight.changed or flight.plan is None or not flight.plan.attempts:
+        return served
+    planned = [one.target for one in flight.plan.attempts]
+    known = any(one.engine == served.engine and one.upstream_model == served.upstream_model for one in planned)
+    return served if known else planned[0]

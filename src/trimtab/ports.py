@@ -14,6 +14,7 @@ from trimtab.types import (
     Dialect,
     Embedded,
     Intent,
+    Note,
     Outcome,
     Plan,
     Record,
@@ -22,7 +23,6 @@ from trimtab.types import (
     Selector,
     Similar,
     Slot,
-    Stages,
     Stored,
     Timeouts,
 )
@@ -34,6 +34,7 @@ class Lever(Protocol):
     name: str
     version: str
     slot: Slot
+    changes_answers: bool  # users may get other answers by it: it can be judged, and switched off on a route
     fails_open: bool  # a failed `decide` lets the request go on; False refuses it
 
     async def decide(self, request: Request, plan: Plan) -> Decision:
@@ -170,8 +171,8 @@ class Journal(Protocol):
         """Append the settled request; never raises: rows that cannot be written yet wait in memory, bounded."""
         ...
 
-    def note(self, stages: Stages) -> None:
-        """Append what the application says about a request. Raises Overloaded as `intent` does."""
+    def note(self, note: Note) -> None:
+        """Append what is said beside the rows: of a request, or of a lever. Raises Overloaded as `intent` does."""
         ...
 
     def close(self) -> None:
@@ -183,6 +184,16 @@ AnswerJudge = Callable[[str, str], Awaitable[bool | None]]
 """Of a fresh answer and a kept one: is the kept one as good? None if it cannot tell."""
 
 
+AuditHeard = Callable[[bool | None], None]
+"""Told whether a reused answer was as good as the fresh one; None if nobody could tell."""
+
+Compare = Callable[[str, list[str], float], Awaitable[list[bool | None] | None]]
+"""Of one answer and others: is each as good as it, None where that cannot be read from them; within so many seconds.
+
+None in all when there is no answer in time.
+"""
+
+
 class SimilarAnswers(Protocol):
     """Where questions are compared, and the answers kept."""
 
@@ -190,10 +201,13 @@ class SimilarAnswers(Protocol):
         """What is known of a question; None when there is no answer in time."""
         ...
 
-    def learn(self, token: int, stored: Stored, judge: AnswerJudge | None = None) -> None:
+    def learn(
+        self, token: int, stored: Stored, judge: AnswerJudge | None = None, heard: AuditHeard | None = None
+    ) -> None:
         """Say what the model's own answer was. Never waits; may be lost.
 
-        `judge` is asked, later, where it cannot be read from the two answers whether they are equivalent.
+        `judge` is asked, later, where it cannot be read from the two answers whether they are equivalent; `heard` is
+        told the verdict on the kept one.
         """
         ...
 

@@ -424,6 +424,45 @@ class Stages(msgspec.Struct, frozen=True, gc=False, tag="stages", tag_field="k")
     stages: dict[str, float]
 
 
+class Judged(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, tag="judged", tag_field="k"):
+    """An answer that a lever changed, compared with the reference's. It holds neither."""
+
+    id: str  # the request's
+    tenant: str
+    route: str  # the table that its settings are in
+    lever: str
+    model: str  # that the lever sent it to, "" if it changed something else
+    margin: float  # the loss that is allowed
+    loss: float | None  # 1 worse, 0 as good, -1 better than the reference; None if nobody could tell
+    judge: str  # who said so, "" if nobody could
+    at: float  # when the request came
+
+
+class Switched(msgspec.Struct, frozen=True, gc=False, tag="switch", tag_field="k"):
+    """A person switched a lever on a route."""
+
+    route: str
+    lever: str
+    on: bool
+    by: str
+    reason: str
+    at: float
+
+
+class Feedback(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, tag="feedback", tag_field="k"):
+    """What a user thought of an answer: 0 bad, 1 good."""
+
+    id: str  # the request's
+    tenant: str  # who says so; it counts for a request of the same tenant
+    at: float
+    score: float
+    comment: str = ""
+
+
+Note = Stages | Judged | Switched | Feedback
+"""What is said of requests and levers beside their rows."""
+
+
 class Reply(msgspec.Struct, frozen=True, gc=False):
     """A whole answer in the client's dialect, for a lever's `learn`; streams are assembled into their buffered form."""
 

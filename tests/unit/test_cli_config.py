@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from trimtab import __version__, cli, config
 from trimtab.engines import anthropic_http, llama_cpp, openai_http
 from trimtab.errors import ConfigError, Overloaded
-from trimtab.levers import exact_cache
+from trimtab.levers import ab, exact_cache
 from trimtab.types import Timeouts
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -52,7 +52,7 @@ def test_the_example_file_shows_every_setting_and_its_default():
     assert found.route("default") == config.RouteConfig()
     for kind in (
         config.Server, openai_http.Config, exact_cache.Config, config.RouteConfig, config.KeyConfig, config.SloConfig,
-        config.TelemetryConfig, config.CaptureConfig, Timeouts,
+        config.TelemetryConfig, config.CaptureConfig, config.ShadowConfig, ab.Config, Timeouts,
     ):  # fmt: skip
         for name in kind.__struct_fields__:
             assert re.search(rf"\b{name}\b", text), name
@@ -61,7 +61,7 @@ def test_the_example_file_shows_every_setting_and_its_default():
 def test_the_reference_has_every_key():
     text = (DOCS / "configuration.md").read_text()
     kinds = (config.Server, config.ModelConfig, config.RouteConfig, config.KeyConfig, config.PriceConfig, Timeouts)
-    kinds = (*kinds, config.SloConfig, config.TelemetryConfig, config.CaptureConfig)
+    kinds = (*kinds, config.SloConfig, config.TelemetryConfig, config.CaptureConfig, config.ShadowConfig, ab.Config)
     for kind in (*kinds, openai_http.Config, anthropic_http.Config, llama_cpp.Config, exact_cache.Config):
         for name in kind.__struct_fields__:
             assert re.search(rf"\b{name}\b", text), f"{kind.__name__}.{name}"
@@ -114,7 +114,8 @@ tenant = "acme"
         "takes any model name",
         "  models   fast: openai as gpt-4o-mini",
         "  routes   support",
-        "  levers   exact_cache: on, off on support",
+        "  levers   ab: off",
+        "           exact_cache: on, off on support",
         "           semantic_cache: off",
         "  keys     acme: tenant acme",
     ]

@@ -25,6 +25,7 @@ class Same:
     """Says that all requests are the same; `after` is what a later lever does with the first of them."""
 
     name, version, slot, fails_open = "same", "1", Slot.REUSE_EXACT, True
+    changes_answers = False
 
     async def decide(self, request, plan):
         return Decision(self.name, self.version, self.slot, None, "miss", wants_reply=True, share_key=b"k")
@@ -37,6 +38,7 @@ class Later:
     """Waits, then does `step` with the first request and nothing with the others."""
 
     name, version, slot, fails_open = "later", "1", Slot.ROUTE, False
+    changes_answers = False
 
     def __init__(self, step):
         self.step = step

@@ -310,6 +310,7 @@ async def test_a_reply_that_breaks_the_protocol_is_a_bad_gateway(reply, error):
 
 class Lever:
     name, version, slot, fails_open = "test", "1", Slot.ADMIT, True
+    changes_answers = False
 
     def __init__(self, decision=None, fails_open=True):
         self.decision, self.fails_open, self.learned = decision, fails_open, []

@@ -26,7 +26,7 @@ class Answers:
         self.contexts.append(asked.context)
         return Similar(1, False, None, 1.0, "cosine 1.00 at least 0.85", self.stored)
 
-    def learn(self, token, stored, judge=None):
+    def learn(self, token, stored, judge=None, heard=None):
         self.learned.append(stored.body)
 
 

@@ -7,8 +7,8 @@ import asyncio
 import pytest
 
 from trimtab.similar.client import Client
-from trimtab.similar.messages import DECODE_ASKED, Found, framed, read
-from trimtab.types import Asked, ReuseTerms, Similar
+from trimtab.similar.messages import DECODE_ASKED, Compare, Compared, Found, Learn, Told, framed, read
+from trimtab.types import Asked, Dialect, ReuseTerms, Similar, Stored, Target, Usage
 
 ASKED = Asked("acme", "faq", bytes(32), "what is it")
 TERMS = ReuseTerms("static", 0.1, 0.0, False, 0.9, 1000, "accurate")
@@ -25,7 +25,11 @@ async def process(tmp_path):
                 asked = DECODE_ASKED(await read(reader))
             except asyncio.IncompleteReadError:
                 break
-            if awake.is_set():
+            if isinstance(asked, Learn):
+                writer.write(framed(Told(asked.token, asked.tell)))
+            elif isinstance(asked, Compare):
+                writer.write(framed(Compared(asked.n, [one == asked.fresh for one in asked.others])))
+            elif awake.is_set():
                 writer.write(framed(Found(asked.n, Similar(asked.n, False, None, 1.0, "nothing known yet"), 7)))
         writer.close()
 
@@ -50,6 +54,18 @@ async def test_a_process_that_hangs_is_one_line_and_one_when_it_is_back(process,
         assert await client.look(ASKED, TERMS, 10.0) is not None
     assert (client.skipped, client.errors) == (50, 7)
     assert caplog.messages[1:] == ["the semantic cache answers again"]
+
+
+async def test_verdicts_come_back_to_who_asked(process):
+    client, awake = process
+    assert await client.compare("a", ["a", "b"], 5.0) == [True, False]
+    awake.set()
+    found = await client.look(ASKED, TERMS, 5.0)
+    heard = asyncio.get_running_loop().create_future()
+    stored = Stored(Dialect.OPENAI, b"{}", "m", Target("m", "e", "m"), Usage(), "r", 0.0, 1.0)
+    client.learn(found.token, stored, None, heard.set_result)
+    assert await asyncio.wait_for(heard, 5.0) is True
+    client.learn(found.token, stored, None, heard.set_result)  # a token counts once
 
 
 async def test_a_process_that_is_not_there_is_others_news(tmp_path, caplog):

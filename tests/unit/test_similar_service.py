@@ -12,7 +12,7 @@ from itertools import count
 import numpy as np
 import pytest
 
-from trimtab.similar.messages import Learn, Look
+from trimtab.similar.messages import Doubt, Learn, Look, Told
 from trimtab.similar.service import Service
 from trimtab.stores._purges import Purges
 from trimtab.types import Asked, Dialect, ReuseTerms, Selector, Stored, Target, Usage
@@ -193,6 +193,34 @@ def test_a_token_counts_once_and_a_strangers_never(make, clock):
     assert service.census()[0].entries == 1
     stored = ask(service, "a b c d").stored
     assert stored is not None and b"Yes." in stored.body
+
+
+@pytest.mark.parametrize(("fresh", "same"), [("It is 42.", True), ("It is 43.", False)])
+def test_whoever_wants_to_hears_the_verdict_on_what_was_found(make, clock, fresh, same):
+    service = make()
+    teach(service, clock, "what is six times seven", "It is 42.")
+    again = ask(service, "what is six times seven")
+    assert again.stored is not None
+    assert service.learn(Learn(again.token, answer(fresh, clock), tell=True)) == Told(again.token, same)
+    other = ask(service, "what is six times seven", where="elsewhere")
+    assert service.learn(Learn(other.token, answer("Blue.", clock), tell=True)) == Told(other.token, None)
+    quiet = ask(service, "what is six times seven")
+    assert service.learn(Learn(quiet.token, answer(fresh, clock))) is None
+
+
+def test_a_models_verdict_is_heard_too(make, clock):
+    service = make()
+    teach(service, clock, "what is the colour", "It is blue with a touch of green in the morning light over there.")
+    again = ask(service, "what is the colour")
+    fresh = answer("It is blue with a touch of grey in the evening mist over there.", clock)
+    doubt = service.learn(Learn(again.token, fresh, may_ask=True, tell=True))
+    assert isinstance(doubt, Doubt)
+    assert service.judged(again.token, True) == Told(again.token, True)
+    assert service.judged(again.token, True) is None
+
+
+def test_it_compares_what_it_is_given(make):
+    assert make().compare("It is 42.", ["it is 42", "It is 43.", ""]) == [True, False, None]
 
 
 def test_tools_and_other_answers_that_are_no_text_are_not_kept(make, clock):

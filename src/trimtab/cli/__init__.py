@@ -21,6 +21,8 @@ COMMANDS = {
     "ledger": ("trimtab.cli.ledger:ledger", "See what every request did and what it cost."),
     "latency": ("trimtab.cli.latency:latency", "Percentiles of what users felt, by route, model, tenant or version."),
     "slo": ("trimtab.cli.slo:slo", "Does each route keep its promise, and is an alarm on."),
+    "levers": ("trimtab.cli.levers:levers", "Levers that change answers: their quality, and their switches."),
+    "ab": ("trimtab.cli.ab:ab", "Both arms of an A/B test: cost, latency, errors, feedback, quality."),
     "cache": ("trimtab.cli.cache:cache", "See or purge the answers kept by the cache."),
     "capture": ("trimtab.cli.capture:capture", "See, export or erase what clients sent, where routes capture it."),
     "replay": ("trimtab.cli.replay:replay", "Send real traffic to a server, and report what users would feel."),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from trimtab.config import CaptureConfig, Config, EngineConfig, Problem
+    from trimtab.config import CaptureConfig, Config, EngineConfig, Problem, ShadowConfig
 
 _FILE = click.argument("file", required=False, type=click.Path(path_type=Path))
 _OPTION = click.option("--config", "named", type=click.Path(path_type=Path), help="The same as FILE.")
@@ -101,7 +101,7 @@ def _json_report(found: Config | None, problems: list[Problem]) -> dict[str, Any
         "models": {name: model.engine for name, model in found.models.items()},
         "routes": list(found.routes),
         "capture": {name: route.capture for name, route in found.routes.items() if route.capture is not None},
-        "levers": {name: _is_on(settings) for name, settings in found.levers.items()},
+        "levers": {name: _is_on(name, settings) for name, settings in found.levers.items()},
         "keys": {name: key.tenant for name, key in found.keys.items()},
     }
 
@@ -117,6 +117,7 @@ def _summary(found: Config) -> list[str]:
     lines += _rows("models", [_model(name, found) for name in found.models])
     lines += _rows("routes", list(found.routes) or ["none of their own: all take the defaults"])
     lines += _rows("capture", [f"{name}: {_capture(r.capture)}" for name, r in found.routes.items() if r.capture])
+    lines += _rows("shadow", [f"{name}: {_shadow(r.shadow)}" for name, r in found.routes.items() if r.shadow])
     lines += _rows("levers", [_lever(name, found) for name in found.levers])
     keys = [f"{name}: tenant {key.tenant}" for name, key in found.keys.items()]
     lines += _rows("keys", keys or ["none: whoever is on this machine may call, with a provider's key of their own"])
@@ -156,13 +157,25 @@ def _model(name: str, found: Config) -> str:
     return f"{name}: {model.engine}{upstream}{fallback}"
 
 
-def _is_on(settings: Any) -> bool:
+def _shadow(shadow: ShadowConfig) -> str:
+    by = f", judged by {shadow.judge_model} too" if shadow.judge_model else ""
+    return (
+        f"{shadow.share:.3g} of what levers changed, margin {shadow.margin:g}, ${shadow.budget_usd_per_day:g} a day{by}"
+    )
+
+
+def _is_on(lever: str, settings: Any) -> bool:
+    from trimtab.config import find
+
+    in_use = getattr(find("levers", lever), "in_use", None)
+    if in_use is not None:
+        return bool(in_use(settings))
     return bool(getattr(settings, "enabled", getattr(settings, "mode", "") != "off"))
 
 
 def _lever(name: str, found: Config) -> str:
     def state(settings: Any) -> str:
-        return str(getattr(settings, "mode", "on" if _is_on(settings) else "off"))
+        return str(getattr(settings, "mode", "on" if _is_on(name, settings) else "off"))
 
     own = [
         f"{state(route.levers[name])} on {route_name}"

@@ -126,6 +126,8 @@ def print_request(row: dict[str, Any]) -> None:
     ]
     names = ("tenant", "route", "user", "permission", "session", "workflow", "trace_id")
     facts += [(name, row[name]) for name in (*names, "prompt_version", "corpus_version", "policy_version")]
+    facts += [("feedback", _feedback(row))]
+    facts += [(f"shadow of {one['lever']}", _verdict(one)) for one in row.get("verdicts", ())]
     grid = Table.grid(padding=(0, 2))
     for name, value in facts:
         if value:
@@ -135,6 +137,19 @@ def print_request(row: dict[str, Any]) -> None:
     _print_time(console, row, detail)
     _print_decisions(console, detail.get("decisions", ()))
     _print_attempts(console, row["attempts"])
+
+
+def _feedback(row: dict[str, Any]) -> str:
+    said = row.get("feedback")
+    return "" if said is None else f"{said['score']:g}{': ' if said['comment'] else ''}{said['comment']}"
+
+
+def _verdict(verdict: dict[str, Any]) -> str:
+    loss = verdict["loss"]
+    if loss is None:
+        return "nobody could tell whether it is as good as the reference's answer"
+    word = "as good as" if not loss else "worse than" if loss > 0 else "better than"
+    return f"{word} the reference's answer (loss {loss:g}, by {verdict['judge']})"
 
 
 def _print_money(console: Console, row: dict[str, Any], detail: dict[str, Any]) -> None:

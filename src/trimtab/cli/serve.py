@@ -82,11 +82,14 @@ class _Serve:
         ]
         children.append(Child("ingester", self._ingester, _INGESTER, reload=True))
         if configuration.keeps_similar(self._config):
-            children.append(Child("semantic cache", self._similar, _INGESTER))
+            children.append(Child(self._similar_name(), self._similar, _INGESTER))
         children += [
             Child(f"engine {name}", self._engine(name), _ENGINES) for name in configuration.own_processes(self._config)
         ]
         return Supervisor(children, on_reload=self._reload, on_ready=self._announce).run()
+
+    def _similar_name(self) -> str:
+        return "semantic cache" if configuration.is_used(self._config, "semantic_cache") else "comparison of answers"
 
     def _reload(self) -> bool:
         try:
@@ -151,7 +154,7 @@ class _Serve:
         try:
             run_similar(self._config, context.ready)
         except (ConfigError, StoreError) as exc:
-            _log.error("the semantic cache cannot start, requests go on without it: %s", exc)
+            _log.error("the %s cannot start, requests go on without it: %s", self._similar_name(), exc)
             return 1
         return 0
 

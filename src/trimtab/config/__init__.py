@@ -8,7 +8,7 @@ from trimtab.config.checks import bind_problem, is_loopback, otlp_missing
 from trimtab.config.keys import hash_key, new_key
 from trimtab.config.loading import check, load, locate, with_server
 from trimtab.config.problems import Problem
-from trimtab.config.registry import find, known
+from trimtab.config.registry import changing_answers, find, known
 from trimtab.config.render import effective, to_toml
 from trimtab.config.schema import (
     DEFAULT_ROUTE,
@@ -20,11 +20,14 @@ from trimtab.config.schema import (
     PriceConfig,
     RouteConfig,
     Server,
+    ShadowConfig,
     SloConfig,
     TelemetryConfig,
+    is_used,
     keeps_similar,
     own_processes,
     restart_needed,
+    shadowed_routes,
 )
 from trimtab.config.tables import NAME_RULE, is_name
 
@@ -40,15 +43,18 @@ __all__ = [
     "Problem",
     "RouteConfig",
     "Server",
+    "ShadowConfig",
     "SloConfig",
     "TelemetryConfig",
     "bind_problem",
+    "changing_answers",
     "check",
     "effective",
     "find",
     "hash_key",
     "is_loopback",
     "is_name",
+    "is_used",
     "keeps_similar",
     "known",
     "load",
@@ -57,6 +63,7 @@ __all__ = [
     "otlp_missing",
     "own_processes",
     "restart_needed",
+    "shadowed_routes",
     "to_toml",
     "with_server",
 ]

@@ -55,6 +55,11 @@ def known(group: str) -> list[str]:
     return sorted({*built_in(group), *(point.name for point in entry_points(group=f"trimtab.{group}"))})
 
 
+def changing_answers() -> list[str]:
+    """The levers by which users may get other answers; their modules export `CHANGES_ANSWERS` and `in_use`."""
+    return [kind for kind in known("levers") if getattr(find("levers", kind), "CHANGES_ANSWERS", False)]
+
+
 def _built_in(group: str, kind: str) -> ModuleType | None:
     name = f"trimtab.{group}.{kind}"
     try:

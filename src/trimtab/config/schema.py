@@ -34,6 +34,7 @@ Interval = Annotated[float, Meta(ge=1, le=3600, description="a number of seconds
 CaptureShare = Annotated[float, Meta(gt=0, le=1, description="a share of requests, more than 0 and at most 1")]
 Days = Annotated[float, Meta(gt=0, le=3650, description="a number of days, more than 0 and at most 3650")]
 Usd = Annotated[float, Meta(ge=0, le=1_000_000, description="an amount of USD from 0 to 1000000")]
+Margin = Annotated[float, Meta(gt=0, lt=1, description="a share above 0 and below 1")]
 Hash = Annotated[
     str,
     Meta(
@@ -107,6 +108,19 @@ class CaptureConfig(msgspec.Struct, frozen=True):
     patterns: tuple[str, ...] = ()
 
 
+class ShadowConfig(msgspec.Struct, frozen=True):
+    """`[routes.NAME.shadow]`: have a share of the answers that levers changed judged beside the reference's.
+
+    The reference is what the request would have got without those levers. `margin` is the share of worse answers that
+    is still allowed; `judge_model` is asked where it cannot be read from the texts.
+    """
+
+    share: Share = 0.1
+    margin: Margin = 0.05
+    budget_usd_per_day: Usd = 1.0
+    judge_model: str = ""
+
+
 class RouteConfig(msgspec.Struct, frozen=True):
     """`[routes.NAME]`: how one use case is served.
 
@@ -121,6 +135,7 @@ class RouteConfig(msgspec.Struct, frozen=True):
     timeouts: Timeouts = Timeouts()
     slo: SloConfig | None = None
     capture: CaptureConfig | None = None
+    shadow: ShadowConfig | None = None
     levers: dict[str, Any] = {}
 
 
@@ -173,6 +188,10 @@ class Config(msgspec.Struct, frozen=True):
         routes = self.routes
         return routes.get(name) or routes.get(DEFAULT_ROUTE) or DEFAULT_ROUTE_CONFIG
 
+    def table_of(self, route: str) -> str:
+        """The name of the table that a route's settings are in: its own, or `default`."""
+        return route if route in self.routes else DEFAULT_ROUTE
+
     def objectives(self) -> dict[str, Objective | None]:
         """The service levels by route; routes without a table of their own have that of `default`."""
         return {
@@ -214,9 +233,19 @@ def own_processes(config: Config) -> list[str]:
 
 
 def keeps_similar(config: Config) -> bool:
-    """Whether any route or tenant uses the semantic cache, whose process then runs beside the workers."""
-    settings = [config.levers.get("semantic_cache"), *(r.levers.get("semantic_cache") for r in config.routes.values())]
-    return any({s.mode, *s.tenant_modes.values()} != {"off"} for s in settings if s is not None)
+    """Whether the process that compares questions, and answers, runs beside the workers."""
+    return bool(shadowed_routes(config)) or is_used(config, "semantic_cache")
+
+
+def is_used(config: Config, lever: str) -> bool:
+    """Whether a lever that exports `in_use` may do anything on any route."""
+    settings = [config.levers.get(lever), *(route.levers.get(lever) for route in config.routes.values())]
+    return any(find("levers", lever).in_use(one) for one in settings if one is not None)
+
+
+def shadowed_routes(config: Config) -> list[str]:
+    """The routes of which a share is judged in production."""
+    return [name for name, route in config.routes.items() if route.shadow is not None and route.shadow.share > 0]
 
 
 # Fixed when the gateway starts: its socket, its processes, its folder, the form of its log.
@@ -230,7 +259,9 @@ def restart_needed(old: Config, new: Config) -> list[str]:
     """
     keys = [f"server.{name}" for name in _FIXED_SERVER_FIELDS if getattr(old.server, name) != getattr(new.server, name)]
     if keeps_similar(old) != keeps_similar(new):
-        keys.append("levers.semantic_cache.mode")
+        with_it = old if keeps_similar(old) else new
+        shadowed = [f"routes.{name}.shadow" for name in shadowed_routes(with_it)]
+        keys += ["levers.semantic_cache.mode"] if is_used(with_it, "semantic_cache") else shadowed
     own = sorted({*own_processes(old), *own_processes(new)})
     keys += [f"engines.{name}" for name in own if old.engines.get(name) != new.engines.get(name)]
     for lever in sorted(old.levers.keys() & new.levers.keys()):

@@ -35,6 +35,7 @@ from trimtab.protocols.reuse import (
 )
 from trimtab.types import Answer, Decision, Outcome, PersonNames, Plan, Request, Slot, Target
 
+CHANGES_ANSWERS: Final = False  # an identical request may have this very answer
 KEY_FORMAT: Final = 1  # raise it whenever the meaning or the order of what is hashed changes
 _NAME: Final = "exact_cache"
 _VERSION: Final = "1"
@@ -123,6 +124,7 @@ class ExactCache:
     version = _VERSION
     slot = Slot.REUSE_EXACT
     fails_open = True
+    changes_answers = CHANGES_ANSWERS
 
     def __init__(
         self,

@@ -14,10 +14,12 @@ from typing import Final
 
 import msgspec
 
-from trimtab.ports import AnswerJudge
+from trimtab.ports import AnswerJudge, AuditHeard
 from trimtab.similar.messages import (
     DECODE_SAID,
     Census,
+    Compare,
+    Compared,
     Counted,
     Doubt,
     Embed,
@@ -26,6 +28,7 @@ from trimtab.similar.messages import (
     Learn,
     Look,
     Space,
+    Told,
     Vectors,
     framed,
     read,
@@ -39,7 +42,10 @@ _MOST_LATE: Final = 3
 _MOST_UNSENT_BYTES: Final = 8 << 20
 _MOST_JUDGES: Final = 2000  # most are never asked: it can mostly be read from the answers
 _MOST_JUDGING: Final = 8  # calls to a model at once
+_MOST_HEARING: Final = 2000
 _MOST_TOKENS: Final = 20_000  # most of a hit's never come back, and those of requests that failed
+
+_Answered = Found | Compared | Vectors | Counted
 
 
 class Client:
@@ -48,10 +54,11 @@ class Client:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._count = count(1)
-        self._waiting: dict[int, asyncio.Future[Found | Vectors | Counted]] = {}
+        self._waiting: dict[int, asyncio.Future[_Answered]] = {}
         self._writer: asyncio.StreamWriter | None = None
         self._tokens: set[int] = set()  # of this connection
         self._judges: OrderedDict[int, AnswerJudge] = OrderedDict()  # by the token of what was learned
+        self._heard: OrderedDict[int, AuditHeard] = OrderedDict()  # by the token, too
         self._judging: set[asyncio.Task[None]] = set()
         self._task: asyncio.Task[None] | None = None
         self.skipped = 0  # questions that went without
@@ -84,7 +91,9 @@ class Client:
         self._tokens.add(found.similar.token)
         return found.similar
 
-    def learn(self, token: int, stored: Stored, judge: AnswerJudge | None = None) -> None:
+    def learn(
+        self, token: int, stored: Stored, judge: AnswerJudge | None = None, heard: AuditHeard | None = None
+    ) -> None:
         """Say what the fresh answer was. A token of a former connection means nothing any more."""
         if token in self._tokens and self._writer is not None:
             self._tokens.discard(token)
@@ -93,7 +102,17 @@ class Client:
                     self._judges[token] = judge
                     if len(self._judges) > _MOST_JUDGES:
                         self._judges.popitem(last=False)
-                self._writer.write(framed(Learn(token, stored, judge is not None)))
+                if heard is not None:
+                    self._heard[token] = heard
+                    if len(self._heard) > _MOST_HEARING:
+                        self._heard.popitem(last=False)
+                self._writer.write(framed(Learn(token, stored, judge is not None, heard is not None)))
+
+    async def compare(self, fresh: str, others: list[str], timeout_s: float) -> list[bool | None] | None:
+        """Whether each is as good as the fresh answer; None when there is no answer in time."""
+        n = next(self._count)
+        said = await self._ask(n, Compare(n, fresh, others), timeout_s)
+        return said.same if isinstance(said, Compared) else None
 
     async def embed(self, accurate: bool, texts: list[str], timeout_s: float) -> Embedded | None:
         """Texts as vectors; None when there is no answer in time."""
@@ -129,12 +148,12 @@ class Client:
         if self._writer is not None:
             self._writer.write(framed(judged))
 
-    async def _ask(self, n: int, message: Look | Embed | Census, timeout_s: float) -> Found | Vectors | Counted | None:
+    async def _ask(self, n: int, message: Look | Compare | Embed | Census, timeout_s: float) -> _Answered | None:
         if self._writer is None:
             self._begin()
             return None
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[Found | Vectors | Counted] = loop.create_future()
+        future: asyncio.Future[_Answered] = loop.create_future()
         self._waiting[n] = future
         self._writer.write(framed(message))
         try:
@@ -162,6 +181,10 @@ class Client:
                 if isinstance(said, Doubt):
                     self._have_judged(said)
                     continue
+                if isinstance(said, Told):
+                    if (heard := self._heard.pop(said.token, None)) is not None:
+                        heard(said.same)
+                    continue
                 future = self._waiting.get(said.n)
                 if future is not None and not future.done():
                     future.set_result(said)
@@ -173,6 +196,7 @@ class Client:
             self._writer = None
             self._tokens.clear()
             self._judges.clear()
+            self._heard.clear()
             for future in self._waiting.values():
                 if not future.done():
                     future.set_exception(ConnectionError("the semantic cache's process is gone"))

@@ -39,6 +39,7 @@ class Learn(msgspec.Struct, frozen=True, gc=False, tag="learn"):
     token: int
     stored: Stored
     may_ask: bool = False  # whether a model may be asked where our own judges cannot tell
+    tell: bool = False  # whether the worker wants to hear the verdict on the answer that was found
 
 
 class Doubt(msgspec.Struct, frozen=True, gc=False, tag="doubt"):
@@ -54,6 +55,28 @@ class Judged(msgspec.Struct, frozen=True, gc=False, tag="judged"):
 
     token: int
     same: bool | None
+
+
+class Told(msgspec.Struct, frozen=True, gc=False, tag="told"):
+    """The verdict on the answer that was found, when the fresh one came; None if nobody could tell."""
+
+    token: int
+    same: bool | None
+
+
+class Compare(msgspec.Struct, frozen=True, gc=False, tag="compare"):
+    """Is each of these answers as good as the fresh one?"""
+
+    n: int
+    fresh: str
+    others: list[str]
+
+
+class Compared(msgspec.Struct, frozen=True, gc=False, tag="compared"):
+    """The answer to `Compare`; None where it cannot be read from the texts."""
+
+    n: int
+    same: list[bool | None]
 
 
 class Embed(msgspec.Struct, frozen=True, gc=False, tag="embed"):
@@ -100,11 +123,13 @@ class Counted(msgspec.Struct, frozen=True, gc=False, tag="counted"):
 
 
 _ENCODE: Final = msgspec.msgpack.Encoder().encode
-DECODE_ASKED: Final = msgspec.msgpack.Decoder(Look | Learn | Judged | Embed | Census).decode
-DECODE_SAID: Final = msgspec.msgpack.Decoder(Found | Doubt | Vectors | Counted).decode
+DECODE_ASKED: Final = msgspec.msgpack.Decoder(Look | Learn | Judged | Compare | Embed | Census).decode
+DECODE_SAID: Final = msgspec.msgpack.Decoder(Found | Doubt | Told | Compared | Vectors | Counted).decode
+Said = Found | Doubt | Told | Compared | Vectors | Counted
+"""What the process says."""
 
 
-def framed(message: Look | Found | Learn | Doubt | Judged | Embed | Vectors | Census | Counted) -> bytes:
+def framed(message: Look | Learn | Judged | Compare | Embed | Census | Said) -> bytes:
     """A message with its length before it."""
     body = _ENCODE(message)
     return len(body).to_bytes(4, "little") + body

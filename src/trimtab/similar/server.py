@@ -23,13 +23,14 @@ import msgspec
 from trimtab.similar.messages import (
     DECODE_ASKED,
     Census,
+    Compare,
+    Compared,
     Counted,
-    Doubt,
     Embed,
-    Found,
     Judged,
     Learn,
     Look,
+    Said,
     Vectors,
     framed,
     read,
@@ -42,7 +43,7 @@ _MOST_WAITING: Final = 2000  # of each kind; what is more is dropped
 _SAVE_S: Final = 2.0
 _LOG_EVERY_S: Final = 60.0
 
-Reply = Callable[[Found | Doubt | Vectors | Counted], None]
+Reply = Callable[[Said], None]
 
 
 class _Hands:
@@ -101,9 +102,11 @@ class _Hands:
         elif self._said:
             said, reply = self._said.popleft()
             if isinstance(said, Judged):
-                self._service.judged(said.token, said.same)
-            elif (doubt := self._service.learn(said)) is not None:
-                reply(doubt)
+                word: Said | None = self._service.judged(said.token, said.same)
+            else:
+                word = self._service.learn(said)
+            if word is not None:
+                reply(word)
         if time.monotonic() - self._saved_at >= _SAVE_S:
             self._saved_at = time.monotonic()
             self._service.save()
@@ -128,14 +131,17 @@ async def serve(path: Path, service: Service, ready: Callable[[], None]) -> None
 
     turn, embedding = asyncio.Lock(), set[asyncio.Task[None]]()
 
-    async def embed(message: Embed, reply: Reply) -> None:
+    async def embed(message: Embed | Compare, reply: Reply) -> None:
         async with turn:  # one at a time, on a thread of its own: questions must not wait for it
+            if isinstance(message, Compare):
+                reply(Compared(message.n, await asyncio.to_thread(service.compare, message.fresh, message.others)))
+                return
             reply(
                 Vectors(message.n, await asyncio.to_thread(service.vectors, message.texts, accurate=message.accurate))
             )
 
     async def attend(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        def reply(message: Found | Doubt | Vectors | Counted) -> None:
+        def reply(message: Said) -> None:
             data = framed(message)
             loop.call_soon_threadsafe(lambda: None if writer.is_closing() else writer.write(data))
 
@@ -144,7 +150,7 @@ async def serve(path: Path, service: Service, ready: Callable[[], None]) -> None
                 message = DECODE_ASKED(await read(reader))
                 if isinstance(message, Learn | Judged):
                     hands.say(message, reply)
-                elif isinstance(message, Embed):
+                elif isinstance(message, Embed | Compare):
                     embedding.add(task := loop.create_task(embed(message, reply)))
                     task.add_done_callback(embedding.discard)
                 else:

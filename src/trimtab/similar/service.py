@@ -31,7 +31,7 @@ from trimtab.semantic.learner import Look as Judged
 from trimtab.semantic.lexical import profile
 from trimtab.semantic.promise import CLOSED, Promise
 from trimtab.semantic.promise import Terms as PromiseTerms
-from trimtab.similar.messages import Doubt, Found, Learn, Look, Space
+from trimtab.similar.messages import Doubt, Found, Learn, Look, Space, Told
 from trimtab.similar.rows import Kept, Rows, is_damage
 from trimtab.stores._purges import Purges
 from trimtab.types import Asked, Embedded, ReuseTerms, Similar
@@ -232,18 +232,18 @@ class Service:
 
     # Learning
 
-    def learn(self, said: Learn) -> Doubt | None:
-        """Compare a fresh answer with the neighbours', learn from it, and keep it.
+    def learn(self, said: Learn) -> Doubt | Told | None:
+        """Compare a fresh answer with the neighbours', learn from it, and keep it; the verdict, if it is wanted.
 
         Where a model may be asked, and whether the candidate's answer is equivalent cannot be read from the two, that
         waits until `judged` is called.
         """
         pending = self._pending.pop(said.token, None)
         if pending is None or not pending.context.open or len(said.stored.body) > _MOST_ANSWER_BYTES:
-            return None
+            return _told(said, None)
         fresh = answer_text(said.stored.body, said.stored.dialect)
         if fresh is None or declines(fresh):
-            return None
+            return _told(said, None)
         texts = self._texts(pending)
         same = self._verdicts(fresh, texts)
         candidate = pending.judged.entry
@@ -253,16 +253,17 @@ class Service:
                 self._keep(*self._doubted.popitem(last=False)[1])
             return Doubt(said.token, fresh, texts[candidate])
         self._keep(pending, said, same)
-        return None
+        return _told(said, None if candidate is None else same.get(candidate))
 
-    def judged(self, token: int, same: bool | None) -> None:
-        """What the model said of a doubt; None if it could not tell."""
+    def judged(self, token: int, same: bool | None) -> Told | None:
+        """What the model said of a doubt; None if it could not tell. The verdict, if it is wanted."""
         doubted = self._doubted.pop(token, None)
         if doubted is None:
-            return
+            return None
         candidate = doubted.pending.judged.entry
         verdicts = doubted.same if same is None or candidate is None else doubted.same | {candidate: same}
         self._keep(doubted.pending, doubted.said, verdicts)
+        return _told(doubted.said, same)
 
     def _keep(self, pending: _Pending, said: Learn, same: dict[int, bool]) -> None:
         context, judged = pending
@@ -299,6 +300,11 @@ class Service:
             for entry, verdict in zip(texts, verdicts, strict=True)
             if verdict.outcome is not Outcome.UNKNOWN
         }
+
+    def compare(self, fresh: str, others: Sequence[str]) -> list[bool | None]:
+        """Whether each is as good as the fresh answer, with the judges alone: may be called from another thread."""
+        outcomes = [verdict.outcome for verdict in self._judge.compare(fresh, others)]
+        return [None if outcome is Outcome.UNKNOWN else outcome is Outcome.SAME for outcome in outcomes]
 
     def vectors(self, texts: Sequence[str], *, accurate: bool) -> Embedded:
         """Texts as vectors, with the models alone: may be called from another thread."""
@@ -393,6 +399,10 @@ class Service:
         self.save(final=True)
         self._rows.close()
         self._purges.close()
+
+
+def _told(said: Learn, same: bool | None) -> Told | None:
+    return Told(said.token, same) if said.tell else None
 
 
 def _rule(terms: ReuseTerms) -> Rule:

@@ -25,9 +25,10 @@ from msgspec import structs
 from trimtab.errors import TrimtabError
 from trimtab.ledger import LedgerEntry, interrupted, settle
 from trimtab.prices import Prices
+from trimtab.quality.marks import MONITOR, Mark
 from trimtab.slo import Alarm
-from trimtab.stores import _slos, ledger_db
-from trimtab.types import NO_USAGE, Intent, Record, Stages, Usage
+from trimtab.stores import _monitors, _slos, ledger_db, switches
+from trimtab.types import NO_USAGE, Feedback, Intent, Judged, Note, Record, Stages, Switched, Usage
 
 if TYPE_CHECKING:
     import sqlite3
@@ -54,6 +55,8 @@ class _Batch:
         self.bad_lines = 0
         self.entries: list[LedgerEntry] = []
         self.stages: list[Stages] = []
+        self.levers: list[Judged | Switched] = []
+        self.feedback: list[Feedback] = []
         self.intents: dict[tuple[str, int], Intent] = {}
         self.settled: set[str] = set()
 
@@ -70,7 +73,7 @@ class Ingester:
         prices: Prices,
         objectives: _slos.Objectives | None = None,
         observers: Sequence[Observer] = (),
-        on_alarm: Callable[[Alarm], None] | None = None,
+        on_alarm: Callable[[Alarm | Mark], None] | None = None,
     ) -> None:
         self.bad_lines = 0
         self._objectives = objectives or {}
@@ -81,7 +84,9 @@ class Ingester:
         self._database = data_dir / ledger_db.FILE_NAME
         self._lock_path = data_dir / "run" / "ingest.lock"
         self._prices = prices
-        self._decode = msgspec.json.Decoder(Intent | Record | Stages).decode
+        self._decode = msgspec.json.Decoder(Intent | Record | Note).decode
+        self._switches = switches.path_in(data_dir)
+        self._to_tell = True  # there may be marks of which nobody was told
         self._lock_fd = -1
         self._connection: sqlite3.Connection | None = None
         self._offsets: dict[str, int] = {}
@@ -117,6 +122,7 @@ class Ingester:
             last = stop.wait(wait_s)
             try:
                 self.run_once()
+                self.tell_marks()
                 if time.monotonic() - self._checked_at >= _CHECK_S:
                     self._checked_at = time.monotonic()
                     self.check_alarms(time.time())
@@ -144,6 +150,22 @@ class Ingester:
             _log.log(logging.ERROR if alarm.firing else logging.INFO, "%s", alarm.text)
             if self._on_alarm is not None:
                 self._on_alarm(alarm)
+
+    def tell_marks(self) -> None:
+        """Log and tell the switches of levers that nobody was told of: each at least once. Raises as `run_once`."""
+        if not self._to_tell or not self._take_lock():
+            return
+        connection = self._connect()
+        marks = _monitors.untold(connection)
+        for _, mark in marks:
+            alarming = mark.by == MONITOR and not mark.on
+            _log.log(logging.ERROR if alarming else logging.INFO, "%s", mark.text)
+            if self._on_alarm is not None:
+                self._on_alarm(mark)
+        if marks:
+            with _transaction(connection):
+                _monitors.told(connection, [number for number, _ in marks])
+        self._to_tell = False
 
     def close(self) -> None:
         """Release the database and the lock."""
@@ -173,7 +195,13 @@ class Ingester:
                 intent = decode(body)
                 self._open.setdefault(intent.id, {})[intent.n] = (file, intent)
             self._connection = connection
+            self._write_switches(connection)
         return self._connection
+
+    def _write_switches(self, connection: sqlite3.Connection) -> None:
+        """Have the workers know what the ledger says."""
+        switches.write(self._switches, _monitors.last_marks(connection).values())
+        self._to_tell = True
 
     def _disconnect(self) -> None:
         if self._connection is not None:
@@ -246,15 +274,25 @@ class Ingester:
         with _transaction(connection):
             new = ledger_db.insert_entries(connection, batch.entries)
             ledger_db.insert_stages(connection, batch.stages)
+            ledger_db.insert_feedback(connection, batch.feedback)
+            switched = _monitors.add(connection, batch.levers, time.time())
             _slos.add(connection, [entry.record for entry in new], self._objectives)
             self._store_progress(connection, batch)
         self._remember(batch)
+        if switched:
+            self._write_switches(connection)
         self._tell(new)
         return len(new)
 
-    def _sort(self, batch: _Batch, message: Intent | Record | Stages) -> None:
+    def _sort(self, batch: _Batch, message: Intent | Record | Note) -> None:
         if isinstance(message, Stages):
             batch.stages.append(message)
+            return
+        if isinstance(message, Judged | Switched):
+            batch.levers.append(message)
+            return
+        if isinstance(message, Feedback):
+            batch.feedback.append(message)
             return
         if isinstance(message, Intent):
             if message.id not in batch.settled:

@@ -29,7 +29,7 @@ import msgspec
 from msgspec import structs
 
 from trimtab.errors import ConfigError, Overloaded
-from trimtab.types import Intent, Record, Stages
+from trimtab.types import Feedback, Intent, Judged, Note, Record, Stages, Switched
 
 _log = logging.getLogger(__name__)
 
@@ -140,10 +140,10 @@ class FileJournal:
             current.open_requests += 1
         self._append(self._line(intent), "")
 
-    def note(self, stages: Stages) -> None:
-        """Append what the application says about a request. Raises Overloaded as `intent` does."""
+    def note(self, note: Note) -> None:
+        """Append what is said beside the rows. Raises Overloaded as `intent` does."""
         self._make_room()
-        self._append(self._line(stages), "")
+        self._append(self._line(note), "")
 
     def row(self, record: Record) -> None:
         """Append the settled request; never raises. A row that cannot be written yet waits in memory."""
@@ -186,7 +186,7 @@ class FileJournal:
             if len(self._waiting) >= self._max_waiting or self._waiting_bytes >= self._max_waiting_bytes:
                 raise Overloaded("the ledger cannot be written: disk full? Free space in server.data_dir")
 
-    def _line(self, message: Intent | Record | Stages) -> bytes:
+    def _line(self, message: Intent | Record | Note) -> bytes:
         try:
             return self._encode(message) + b"\n"
         except (UnicodeEncodeError, OverflowError):  # a lone surrogate of a client, an absurd count of an upstream
@@ -256,7 +256,14 @@ def _fill(fd: int, offset: int, length: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-_TAGS = {Intent: "intent", Record: "row", Stages: "stages"}
+_TAGS = {
+    Intent: "intent",
+    Record: "row",
+    Stages: "stages",
+    Judged: "judged",
+    Switched: "switch",
+    Feedback: "feedback",
+}
 
 
 def _encodable(value: Any) -> Any:

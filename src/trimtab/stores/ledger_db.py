@@ -5,6 +5,9 @@ attempts. `open_intents` are calls in flight, `journal_offsets` how far each jou
 one transaction, so that nothing is lost or counted twice. Money is integer nano-USD, NULL where it is unpriced.
 `later_stages` are what the application did with an answer, joined when a request is shown.
 `slo_minutes` count good and bad requests, `slo_alarms` are on (`_slos.py`).
+`verdicts` are on answers that levers changed, `lever_monitors` what is known of each lever by them, `lever_marks` who
+switched a lever when and why (`_monitors.py`). `feedback` is what users thought of answers, joined by request and
+tenant.
 `latencies` has a sketch for each hour, metric and group (`_latencies.py`): percentiles of any window are a merge.
 """
 
@@ -20,14 +23,14 @@ import msgspec
 from trimtab import trace_context
 from trimtab.errors import BadRequest
 from trimtab.ledger import LedgerEntry
-from trimtab.stores import _latencies, _slos
-from trimtab.types import DecisionRecord, Stages, Usage
+from trimtab.stores import _latencies, _monitors, _slos
+from trimtab.types import DecisionRecord, Feedback, Stages, Usage
 
 if TYPE_CHECKING:
     import sqlite3
 
 FILE_NAME = "ledger.sqlite"
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
 TOKEN_COLUMNS = tuple(f"{name}_tokens" for name in Usage.__struct_fields__)
 _TOKENS_SQL = ", ".join(f"{name} INTEGER NOT NULL" for name in TOKEN_COLUMNS)
@@ -87,6 +90,12 @@ CREATE TABLE later_stages (
     4: """
 ALTER TABLE requests ADD COLUMN purpose TEXT NOT NULL DEFAULT '';
 UPDATE requests SET purpose = 'shadow' WHERE cache = 'audit';
+""",
+    5: f"""{_monitors.SCHEMA}
+CREATE TABLE feedback (
+  request_id TEXT NOT NULL, tenant TEXT NOT NULL, at REAL NOT NULL, score REAL NOT NULL, comment TEXT NOT NULL,
+  PRIMARY KEY (request_id, tenant)
+) WITHOUT ROWID;
 """,
 }
 
@@ -213,6 +222,15 @@ def insert_stages(connection: sqlite3.Connection, said: Iterable[Stages]) -> Non
     connection.executemany(
         "INSERT OR REPLACE INTO later_stages VALUES (?, ?, ?, ?, ?)",
         [(s.id, name, s.tenant, s.at, duration_s) for s in said for name, duration_s in s.stages.items()],
+    )
+
+
+def insert_feedback(connection: sqlite3.Connection, said: Iterable[Feedback]) -> None:
+    """Keep what users said, inside the caller's transaction; of two on one request the later counts."""
+    connection.executemany(
+        "INSERT INTO feedback VALUES (?, ?, ?, ?, ?) ON CONFLICT (request_id, tenant) DO UPDATE"
+        " SET at = excluded.at, score = excluded.score, comment = excluded.comment WHERE excluded.at >= feedback.at",
+        [(one.id, one.tenant, one.at, one.score, one.comment) for one in said],
     )
 
 

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from trimtab.errors import BadRequest
+from trimtab.quality.marks import Mark
 from trimtab.slo import RULES, WINDOWS_S, burn_rate
-from trimtab.stores import _latencies, _slos
+from trimtab.stores import _arms, _latencies, _monitors, _slos
 from trimtab.stores.ledger_db import SCHEMA_VERSION, TOKEN_COLUMNS
 
 if TYPE_CHECKING:
@@ -87,7 +88,10 @@ class Reader:
         )
 
     def show(self, request_id: str) -> dict[str, Any] | None:
-        """One request with its `attempts` (a list) and `detail` (decoded); a unique prefix of the id will do."""
+        """One request with its `attempts` (a list) and `detail` (decoded); a unique prefix of the id will do.
+
+        With its user's `feedback` and the `verdicts` on it, where there are any.
+        """
         rows = self._all("SELECT * FROM requests WHERE id = ?", [request_id])
         if not rows and request_id:
             # One character past every id that begins so; a range, because LIKE would not use the index.
@@ -100,6 +104,10 @@ class Reader:
         row["detail"] = msgspec.json.decode(row["detail"])
         if later := self._later_stages(row["id"], row["tenant"]):
             row["detail"]["later_stages"] = later
+        if feedback := self._feedback(row["id"], row["tenant"]):
+            row["feedback"] = feedback
+        if verdicts := self._verdicts(row["id"]):
+            row["verdicts"] = verdicts
         row["attempts"] = self._all("SELECT * FROM attempts WHERE request_id = ? ORDER BY n", [row["id"]])
         row["saved_nusd"] = _difference(row["baseline_nusd"], row["cost_nusd"])
         return row
@@ -112,6 +120,17 @@ class Reader:
             [request_id, tenant],
         )
         return {row["name"]: row["duration_s"] for row in found}
+
+    def _feedback(self, request_id: str, tenant: str) -> dict[str, Any] | None:
+        if self._version < 5:
+            return None
+        sql = "SELECT at, score, comment FROM feedback WHERE request_id = ? AND tenant = ?"
+        return next(iter(self._all(sql, [request_id, tenant])), None)
+
+    def _verdicts(self, request_id: str) -> list[dict[str, Any]]:
+        if self._version < 5:
+            return []
+        return self._all("SELECT lever, model, loss, judge FROM verdicts WHERE request_id = ?", [request_id])
 
     def of_trace(self, trace_id: str) -> list[str]:
         """The ids of the requests of a W3C trace (32 hex digits), oldest first."""
@@ -199,6 +218,36 @@ class Reader:
             })  # fmt: skip
         return levels
 
+    def arms(self, route: str, but: Sequence[str] = (), since: float = 0.0) -> dict[str, Any] | None:
+        """Both arms of a route's A/B test since then (unix seconds), as `_arms.compared` says; None if there is none.
+
+        With `but`, the requests of all other routes than those in place of the route's.
+        """
+        if self._connection is None or self._version < 5:
+            return None
+        return _arms.compared(self._each(*_arms.query(route, but, since)))
+
+    def spent_aside(self, since: float) -> dict[str, int]:
+        """Nano-USD since then (unix seconds) on calls that no client waited for (shadow, judge), by route."""
+        if self._version < 4:
+            return {}
+        rows = self._all(
+            "SELECT route, SUM(cost_nusd) AS nusd FROM requests WHERE at >= ? AND purpose IN ('shadow', 'judge')"
+            " GROUP BY route",
+            [since],
+        )
+        return {row["route"]: row["nusd"] or 0 for row in rows}
+
+    def levers(self) -> list[dict[str, Any]]:
+        """Each lever that was judged or switched, by route: is it on, since when, why, and what is known of its loss.
+
+        `since` is when it was last switched, or when its monitor began; bounds hold at any time with 95%.
+        """
+        if self._connection is None or self._version < 5:
+            return []
+        marks, monitors = _monitors.last_marks(self._connection), _monitors.watched(self._connection)
+        return [_lever_row(*key, marks.get(key), monitors.get(key)) for key in sorted({*marks, *monitors})]
+
     def export(
         self, *, attempts: bool = False, since: float | None = None, until: float | None = None
     ) -> Iterator[dict[str, Any]]:
@@ -212,10 +261,7 @@ class Reader:
             columns = "r.at, r.day, r.tenant, r.route, r.session, r.workflow, r.prompt_version, a.*"
             source = "requests r JOIN attempts a ON a.request_id = r.id"
         order = "r.rowid, a.n" if attempts else "r.rowid"
-        cursor = self._connection.execute(f"SELECT {columns} FROM {source} WHERE {condition} ORDER BY {order}", values)
-        names = [column[0] for column in cursor.description]
-        for row in cursor:
-            yield dict(zip(names, row, strict=True))
+        yield from self._each(f"SELECT {columns} FROM {source} WHERE {condition} ORDER BY {order}", values)
 
     def _in_parts(self, sql: str, values: Sequence[object]) -> list[dict[str, Any]]:
         """A query over ranges of row numbers (its last two values), large ledgers on several processors at once."""
@@ -235,12 +281,33 @@ class Reader:
         with ThreadPoolExecutor(parts) as pool:  # SQLite lets the GIL go while it works
             return [row for rows in pool.map(one, ranges) for row in rows]
 
-    def _all(self, sql: str, values: Sequence[object] = ()) -> list[dict[str, Any]]:
+    def _each(self, sql: str, values: Sequence[object]) -> Iterator[dict[str, Any]]:
         if self._connection is None:
-            return []
+            return
         cursor = self._connection.execute(sql, values)
         names = [column[0] for column in cursor.description]
-        return [dict(zip(names, row, strict=True)) for row in cursor]
+        for row in cursor:
+            yield dict(zip(names, row, strict=True))
+
+    def _all(self, sql: str, values: Sequence[object] = ()) -> list[dict[str, Any]]:
+        return list(self._each(sql, values))
+
+
+def _lever_row(route: str, lever: str, mark: Mark | None, watched: _monitors.Watched | None) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "route": route, "lever": lever, "on": mark is None or mark.on, "since": None, "by": "", "why": "", "model": "",
+        "margin": None, "pairs": 0, "unknown": 0, "loss": None, "lower": None, "upper": None,
+    }  # fmt: skip
+    if watched is not None:
+        report = watched.monitor.report()
+        row |= {"since": watched.since, "unknown": watched.unknown, "pairs": report.pairs}
+        row |= {"model": watched.model, "margin": watched.margin or None, "why": report.reason if report.pairs else ""}
+        if report.pairs:
+            row |= {"loss": report.loss, "lower": report.interval[0], "upper": report.interval[1]}
+    if mark is not None:
+        row |= {"since": mark.at, "by": mark.by}
+        row["why"] = (mark.reason or row["why"]) if not mark.on else row["why"] or mark.reason
+    return row
 
 
 def _sums(table: str) -> list[str]:

@@ -1,4 +1,7 @@
-"""Alarms to a webhook: JSON whose `text` is one line (Slack, Mattermost and the like show it), beside its parts."""
+"""Alarms to a webhook, and levers that were switched: JSON whose `text` is one line, beside its parts.
+
+Slack, Mattermost and the like show that line.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import urllib.request
 
 import msgspec
 
+from trimtab.quality.marks import Mark
 from trimtab.slo import Alarm
 from trimtab.telemetry.outlet import Dropped, Outlet
 
@@ -16,7 +20,7 @@ _TIMEOUT_S = 10.0
 _PAUSES_S = (1.0, 4.0, 15.0)  # before each further try
 
 
-class Webhook(Outlet[Alarm]):
+class Webhook(Outlet[Alarm | Mark]):
     """POSTs each alarm to `url`, again if that fails."""
 
     name = "the alarm webhook"
@@ -27,11 +31,11 @@ class Webhook(Outlet[Alarm]):
         super().__init__(dropped)
         self._url = url
 
-    def __call__(self, alarm: Alarm) -> None:
+    def __call__(self, alarm: Alarm | Mark) -> None:
         """Queue an alarm."""
         self.put([alarm])
 
-    def send(self, items: list[Alarm]) -> str:
+    def send(self, items: list[Alarm | Mark]) -> str:
         """Send one; the reason why not, once all tries have failed."""
         (alarm,) = items
         body = msgspec.json.encode(payload(alarm))
@@ -51,8 +55,21 @@ class Webhook(Outlet[Alarm]):
         return problem
 
 
-def payload(alarm: Alarm) -> dict[str, object]:
+def payload(alarm: Alarm | Mark) -> dict[str, object]:
     """What is sent."""
+    if isinstance(alarm, Mark):
+        return {
+            "text": alarm.text,
+            "state": "on" if alarm.on else "off",
+            "route": alarm.route,
+            "lever": alarm.lever,
+            "at": alarm.at,
+            "by": alarm.by,
+            "reason": alarm.reason,
+            "pairs": alarm.pairs,
+            "loss": alarm.loss,
+            "interval": None if alarm.lower is None else [alarm.lower, alarm.upper],
+        }
     return {
         "text": alarm.text,
         "state": "firing" if alarm.firing else "resolved",

@@ -1,8 +1,8 @@
 """What the server answers, path by path.
 
 POST /v1/chat/completions and /v1/messages take the straight line; GET /v1/models, /healthz, /readyz, /metrics,
-/v1/trimtab/requests/ID and POST /v1/trimtab/requests/ID/stages are answered here; every other /v1/* path passes through
-to its upstream with a ledger row.
+/v1/trimtab/requests/ID, POST /v1/trimtab/requests/ID/stages and POST /v1/feedback are answered here; every other /v1/*
+path passes through to its upstream with a ledger row.
 """
 
 from __future__ import annotations
@@ -15,15 +15,16 @@ from msgspec import structs
 from trimtab.errors import MethodNotAllowed, NotFound, TrimtabError, Unauthenticated
 from trimtab.flight import Flight, Message
 from trimtab.protocols import CODECS
-from trimtab.types import Attempt, Dialect, Plan, Purpose, Request, Scope, Stages
+from trimtab.types import Attempt, Dialect, Feedback, Plan, Purpose, Request, Scope, Stages
 from trimtab.wire import embeddings
 from trimtab.wire.gateway import Gateway
-from trimtab.wire.intake import Head, scope_of, stages_after
+from trimtab.wire.intake import Head, feedback_in, scope_of, stages_after
 from trimtab.wire.server import ClientGone, Exchange
 
 _CHAT = {"/v1/chat/completions": Dialect.OPENAI, "/v1/messages": Dialect.ANTHROPIC}
 _NO_HEAD = Head([])
 _STAGES_PATH = re.compile(r"/v1/trimtab/requests/(tt-[0-9a-f]{20,32})/stages")
+_FEEDBACK_PATH = "/v1/feedback"
 _MOST_STAGES_BYTES = 64 << 10
 _RELAYED = ("GET", "POST", "PUT", "PATCH", "DELETE")
 _JSON = (b"content-type", b"application/json")
@@ -135,6 +136,8 @@ async def _other(gateway: Gateway, exchange: Exchange) -> None:
             await _request_detail(gateway, exchange)
         elif (match := _STAGES_PATH.fullmatch(path)) and method == "POST":
             await _stages_after(gateway, exchange, match[1])
+        elif path == _FEEDBACK_PATH:
+            await _feedback(gateway, exchange)
         elif path == "/v1/models" and method == "GET":
             gateway.access.tenant(Head(exchange.headers).secret)
             models = CODECS[_dialect_of(exchange)].models(gateway.models(), gateway.created)
@@ -165,6 +168,17 @@ async def _stages_after(gateway: Gateway, exchange: Exchange, request_id: str) -
     stages = stages_after(await exchange.body(_MOST_STAGES_BYTES, head.content_length))
     gateway.shared.journal.note(Stages(request_id, tenant, gateway.clock.wall(), stages))
     exchange.reply(202, [_JSON], msgspec.json.encode({"request_id": request_id, "stages": stages}))
+
+
+async def _feedback(gateway: Gateway, exchange: Exchange) -> None:
+    """As with stages, row and feedback meet in the ledger, if the tenant is the same."""
+    if exchange.method != "POST":
+        raise MethodNotAllowed(f"{_FEEDBACK_PATH} takes POST, not {exchange.method}")
+    head = Head(exchange.headers)
+    tenant = gateway.access.tenant(head.secret)
+    request_id, score, comment = feedback_in(await exchange.body(_MOST_STAGES_BYTES, head.content_length))
+    gateway.shared.journal.note(Feedback(request_id, tenant, gateway.clock.wall(), score, comment))
+    exchange.reply(202, [_JSON], msgspec.json.encode({"request_id": request_id, "score": score}))
 
 
 async def _relay(gateway: Gateway, exchange: Exchange) -> None:

@@ -13,7 +13,9 @@ from trimtab.config import Config
 from trimtab.errors import ModelNotFound
 from trimtab.pipeline import Pipeline
 from trimtab.ports import AnswerStore, Clock, Engine, Lever
+from trimtab.shadow import Spending, Watch
 from trimtab.stores import ledger_db, ledger_reader
+from trimtab.stores.switches import Switches
 from trimtab.types import Dialect, Target
 from trimtab.wire import embeddings
 from trimtab.wire.access import Access
@@ -39,6 +41,8 @@ class Shared(msgspec.Struct):
     store: AnswerStore
     captures: Any  # Captures: what its thread writes is told by each configuration
     data_dir: Path
+    switches: Switches
+    spending: Spending  # of calls that no client waits for
     similar: Any = None  # similar.client.Client: the process beside, if this gateway has one
 
 
@@ -46,7 +50,13 @@ class Gateway:
     """One configuration at work. `levers` stand in slot order."""
 
     def __init__(
-        self, config: Config, shared: Shared, engines: Mapping[str, Engine], levers: Sequence[Lever], pipeline: Pipeline
+        self,
+        config: Config,
+        shared: Shared,
+        engines: Mapping[str, Engine],
+        levers: Sequence[Lever],
+        pipeline: Pipeline,
+        watch: Watch,
     ) -> None:
         self.config = config
         self.shared = shared
@@ -56,6 +66,7 @@ class Gateway:
         self.engines = engines
         self.levers = levers
         self.pipeline = pipeline
+        self.watch = watch
         self.access = Access(config.keys)
         self.targets = Targets(config, engines)
         self.created = int(shared.clock.wall())
@@ -139,7 +150,7 @@ class Gateway:
     async def close(self) -> None:
         """Release the engines' connections, once the last request of this configuration is done."""
         for _ in range(36_000):
-            if not self.in_flight:
+            if not self.in_flight and not self.watch.running:
                 break
             await asyncio.sleep(0.1)
         if self.sweeper is not None:

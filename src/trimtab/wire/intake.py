@@ -19,6 +19,11 @@ _STAGE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,39}")
 _STAGE = re.compile(rf"({_STAGE_NAME.pattern})\s*;\s*dur\s*=\s*(\d+(?:\.\d+)?)")
 _MOST_STAGES = 20
 _LONGEST_STAGE_MS = 86_400_000.0
+_RATINGS = {"up": 1.0, "down": 0.0}
+_LONGEST_COMMENT = 1000  # characters
+_FIELD = re.compile(r"(?:field `|`\$\.)(\w+)`")
+_REQUEST_ID = re.compile(r"tt-[0-9a-f]{20,32}")
+_FEEDBACK_LIKE = 'send {"request_id": "tt-...", "score": 0.8} or "rating": "up", and a "comment" if there is one'
 _SCOPE_FIELDS = (
     "route", "user", "permission", "session", "workflow", "prompt_version", "corpus_version", "policy_version", "cache",
     "purpose",
@@ -46,6 +51,13 @@ class _SaidStage(msgspec.Struct):
 
 class _Said(msgspec.Struct):
     stages: list[_SaidStage]
+
+
+class _Feedback(msgspec.Struct, forbid_unknown_fields=True):
+    request_id: str
+    score: float | None = None
+    rating: str | None = None
+    comment: str = ""
 
 
 class Ids:
@@ -161,6 +173,35 @@ def stages_after(body: bytes) -> dict[str, float]:
             )
         found[stage.name] = found.get(stage.name, 0.0) + stage.duration_ms / 1000
     return found
+
+
+def feedback_in(body: bytes) -> tuple[str, float, str]:
+    """Request id, score from 0 to 1, and comment of what a user thought of an answer. Raises BadRequest."""
+    try:
+        said = msgspec.json.decode(body, type=_Feedback)
+    except msgspec.DecodeError as error:
+        named = _FIELD.findall(str(error))
+        raise BadRequest(f"{error}; {_FEEDBACK_LIKE}", param=named[-1] if named else "body") from None
+    if not _REQUEST_ID.fullmatch(said.request_id):
+        raise BadRequest(
+            f"{said.request_id[:60]!r} is no request's id; it is in the header x-trimtab-request-id of its answer",
+            param="request_id",
+        )
+    if said.rating is not None and said.score is not None:
+        raise BadRequest("send a score or a rating, not both", param="rating")
+    score = said.score
+    if said.rating is not None:
+        score = _RATINGS.get(said.rating)
+        if score is None:
+            raise BadRequest(f'must be "up" or "down", not {said.rating[:60]!r}', param="rating")
+    if score is None:
+        raise BadRequest(f"there is neither a score nor a rating; {_FEEDBACK_LIKE}", param="score")
+    if not 0 <= score <= 1:
+        raise BadRequest(f"must be from 0 (bad) to 1 (good), not {score:g}", param="score")
+    if len(said.comment) > _LONGEST_COMMENT:
+        message = f"may have {_LONGEST_COMMENT} characters at most, not {len(said.comment)}"
+        raise BadRequest(message, param="comment")
+    return said.request_id, score, said.comment
 
 
 def scope_of(tenant: str, said: Mapping[str, str]) -> Scope:

@@ -68,6 +68,11 @@ _METRICS = {
     "trimtab_capture_dropped_total": _Metric(
         "counter", ("reason",), "Requests that should have been captured and were not, by reason."
     ),
+    "trimtab_shadow_total": _Metric(
+        "counter",
+        ("route", "lever", "result"),
+        "Answers that a lever changed, sampled for a comparison: judged, unknown, unanswered, over budget, too busy.",
+    ),
     "trimtab_in_flight_requests": _Metric("gauge", (), "Requests being answered now."),
 }
 

@@ -34,6 +34,7 @@ from trimtab.types import (
     Target,
 )  # fmt: skip
 
+CHANGES_ANSWERS: Final = True
 _NAME: Final = "semantic_cache"
 _VERSION: Final = "1"
 
@@ -77,6 +78,11 @@ class Config(Rules, frozen=True):
     verdict: str = ""  # the file that `trimtab gate` wrote
 
 
+def in_use(settings: Config) -> bool:
+    """Whether the lever may do anything under these settings."""
+    return {settings.mode, *settings.tenant_modes.values()} != {"off"}
+
+
 class Memo(msgspec.Struct, frozen=True):
     """From `decide` to `learn`."""
 
@@ -102,6 +108,7 @@ class Calls(NamedTuple):
 
     shadow: ShadowCall
     judge: ModelCall
+    audited: Callable[[Request, str, bool | None], None]  # told the verdict of an audit, with the lever's name
 
 
 def build(
@@ -118,6 +125,7 @@ class SemanticCache:
     version = _VERSION
     slot = Slot.REUSE_SIMILAR
     fails_open = True
+    changes_answers = CHANGES_ANSWERS
 
     def __init__(
         self,
@@ -206,7 +214,10 @@ class SemanticCache:
         judge = None
         if config.judge_model and random.random() < config.judge_share:
             judge = partial(self._judged, request, memo.question, config.judge_model)
-        self._answers.learn(memo.token, stored_of(request, reply, memo.ttl_s), judge)
+        heard = None
+        if isinstance(decision.step, Answer):
+            heard = partial(self._calls.audited, request, _NAME)
+        self._answers.learn(memo.token, stored_of(request, reply, memo.ttl_s), judge, heard)
 
     async def _judged(self, request: Request, question: str, model: str, fresh: str, cached: str) -> bool | None:
         from trimtab.semantic import llm_judge
