@@ -43,7 +43,9 @@ def documents(draw: st.DrawFn) -> dict[str, Any]:
         st.fixed_dictionaries(http, optional={"api_key_env": st.just("SECRET"), "accept_any_model": st.just(True)}),
         st.fixed_dictionaries({"kind": st.just("llama_cpp")}),
     )
-    engines = draw(st.dictionaries(names, engine, min_size=1, max_size=3))
+    several = st.dictionaries(names, engine, min_size=1, max_size=3)
+    # Two embedded engines without a model of their own would both be called as the model that comes with them.
+    engines = draw(several.filter(lambda found: sum(one["kind"] == "llama_cpp" for one in found.values()) < 2))
     models: dict[str, Any] = {}
     for name in draw(st.lists(model_names, unique=True, min_size=1, max_size=4)):
         models[name] = {"engine": draw(st.sampled_from(list(engines)))}

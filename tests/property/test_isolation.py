@@ -270,7 +270,7 @@ class Answers:
     async def look(self, asked, terms, timeout_s):
         return self._service.look(Look(next(self._count), asked, terms)).similar
 
-    def learn(self, token, stored, judge=None):
+    def learn(self, token, stored, judge=None, heard=None):
         self._service.learn(Learn(token, stored))
 
 

@@ -6,7 +6,7 @@ import pytest
 from test_exact_cache import BODY, PLAN, FakeClock, ask, reply_of, whole
 
 from trimtab.levers import semantic_cache
-from trimtab.ports import AnswerJudge
+from trimtab.ports import AnswerJudge, AuditHeard
 from trimtab.redact import identity_in
 from trimtab.types import Asked, PersonNames, ReuseTerms, Similar, Stored
 
@@ -20,7 +20,9 @@ class Answers:
     async def look(self, asked: Asked, terms: ReuseTerms, timeout_s: float) -> Similar | None:
         return Similar(7, False, None, -1.0, "nothing near")
 
-    def learn(self, token: int, stored: Stored, judge: AnswerJudge | None = None) -> None:
+    def learn(
+        self, token: int, stored: Stored, judge: AnswerJudge | None = None, heard: AuditHeard | None = None
+    ) -> None:
         self.learned.append(stored)
 
 
@@ -46,7 +48,7 @@ async def test_an_answer_with_a_name_needs_a_user_of_its_own(
     config = semantic_cache.Config(mode="static", person_names=names, share_users=share)
     answers = Answers()
     facts = semantic_cache.Facts(whole, lambda _: "", identity_in, lambda *_: "")
-    calls = semantic_cache.Calls(no_audit, no_audit)
+    calls = semantic_cache.Calls(no_audit, no_audit, lambda *_: None)
     cache = semantic_cache.build(lambda _: config, answers, FakeClock(), facts, calls)
     request = ask(BODY.replace(b'"hi"', b'"How do I open the door?"'), scope={"user": user})
     decision = await cache.decide(request, PLAN)

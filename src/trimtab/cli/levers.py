@@ -161,7 +161,7 @@ def _print(rows: list[dict[str, Any]]) -> None:
         table.add_column(name)
     for name in ("pairs", "unknown", "loss", "95% between", "margin"):
         table.add_column(name, justify="right", no_wrap=True)
-    for name in ("since UTC", "by", "why"):
+    for name in ("since UTC", "by"):
         table.add_column(name)
     for row in clean(rows):
         known = row["loss"] is not None
@@ -176,6 +176,8 @@ def _print(rows: list[dict[str, Any]]) -> None:
             f"{row['margin']:g}" if row["margin"] else "-",
             time.strftime("%m-%d %H:%M", time.gmtime(row["since"])) if row["since"] else "-",
             row["by"] or "-",
-            row["why"],
         )
     terminal().print(table)
+    for row in clean(rows):
+        if row["why"]:
+            click.echo(f"{row['lever']} on route {row['route']}: {row['why']}")
