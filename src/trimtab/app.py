@@ -23,10 +23,10 @@ from trimtab.dispatch import Dispatcher
 from trimtab.errors import ConfigError, StoreError
 from trimtab.levers import ab, exact_cache, semantic_cache
 from trimtab.pipeline import Pipeline
-from trimtab.ports import AnswerStore, Clock, Engine, Lever
+from trimtab.ports import AnswerStore, AskAside, AskJudge, Clock, Engine, Lever
 from trimtab.prices import Prices
 from trimtab.protocols import CODECS, answer_text
-from trimtab.shadow import Ask, Calls, ModelCall, Spending, Terms, Watch
+from trimtab.shadow import Calls, Spending, Terms, Watch
 from trimtab.similar.client import Client
 from trimtab.similar.messages import socket_path
 from trimtab.stores.captures import FILE_NAME as CAPTURE_FILE
@@ -68,22 +68,23 @@ def build_gateway(config: Config, shared: Shared, ports: Ports, env: Mapping[str
     dispatcher = Dispatcher(engines, shared.journal, shared.clock, max_response_bytes=config.server.max_response_bytes)
     policies = _capture_policies(config, env)
     shared.captures.use(policies)
+    cost = _quick_cost(prices, shared)
     pipeline = Pipeline(
         dispatcher,
         shared.journal,
         shared.clock,
         shared.metrics.settled,
-        _quick_cost(prices, shared),
+        cost,
         shared.captures.tap(policies),
     )
     targets = Targets(config, engines)
-    ask = _paid(config, pipeline, _quick_cost(prices, shared), shared)
-    judge = _model_call(targets, ask)
+    ask = _paid(config, pipeline, cost, shared)
+    judge = _ask_judge(targets, ask)
     watch = _watch(config, shared, ask, judge)
     pipeline.watch = watch
     calls = semantic_cache.Calls(ask, judge, watch.audited)
     levers = sorted(_levers(config, targets, shared, calls), key=lambda lever: lever.slot)
-    gateway = Gateway(config, shared, engines, levers, pipeline, watch)
+    gateway = Gateway(config, shared, targets, levers, pipeline, watch)
     gateway.sweeper = asyncio.create_task(dispatcher.deadlines.sweep())
     known = [(engines[m.engine].provider, m.name or name) for name, m in config.models.items()]
     threading.Thread(target=prices.warm, args=(known,), daemon=True, name="prices").start()
@@ -101,12 +102,7 @@ def _levers(config: Config, targets: Targets, shared: Shared, calls: semantic_ca
         ),
     ]
     if configuration.is_used(config, "ab"):
-        levers.append(
-            ab.build(
-                lambda route: config.lever_settings("ab", route),
-                lambda model, dialect: targets.alone(model, dialect).attempts[0].target,
-            )
-        )
+        levers.append(ab.build(lambda route: config.lever_settings("ab", route), targets.target))
     if shared.similar is not None and configuration.is_used(config, "semantic_cache"):
         from trimtab.evals.gates import Gate
         from trimtab.redact import identity_in
@@ -125,7 +121,7 @@ def _levers(config: Config, targets: Targets, shared: Shared, calls: semantic_ca
 
 def _paid(
     config: Config, pipeline: Pipeline, cost: Callable[[str, str, str, Usage, float], int | None], shared: Shared
-) -> Ask:
+) -> AskAside:
     """Calls that no client waits for, each counted in what the route spends on them."""
 
     async def ask(request: Request, plan: Plan, purpose: Purpose) -> Reply | None:
@@ -139,7 +135,7 @@ def _paid(
     return ask
 
 
-def _watch(config: Config, shared: Shared, ask: Ask, judge: ModelCall) -> Watch:
+def _watch(config: Config, shared: Shared, ask: AskAside, judge: AskJudge) -> Watch:
     """What watches levers that change answers."""
     terms = {
         name: Terms(name, shadow.share, shadow.margin, shadow.budget_usd_per_day * 1e9 / workers, shadow.judge_model)
@@ -177,12 +173,12 @@ def _spent_today(config: Config, data_dir: Path, clock: Clock) -> dict[str, floa
     return spent
 
 
-def _model_call(targets: Targets, ask: Ask) -> ModelCall:
-    """Calls of a judge: rows of their own, on nobody's bill."""
+def _ask_judge(targets: Targets, ask: AskAside) -> AskJudge:
+    async def judge(request: Request, model: str, question: str, fresh: str, other: str) -> bool | None:
+        from trimtab.semantic import llm_judge  # numpy comes with it
 
-    async def call(request: Request, fields: dict[str, Any]) -> str | None:
-        model = fields["model"]
-        question = structs.replace(
+        fields = llm_judge.llm_request(question, fresh, "", other, model)
+        asked = structs.replace(
             request,
             dialect=Dialect.OPENAI,
             path="/v1/chat/completions",
@@ -192,10 +188,11 @@ def _model_call(targets: Targets, ask: Ask) -> ModelCall:
             variant=b"",
             idempotency="",
         )
-        reply = await ask(question, targets.alone(model, Dialect.OPENAI), Purpose.JUDGE)
-        return None if reply is None else answer_text(reply.body, Dialect.OPENAI)
+        reply = await ask(asked, targets.alone(model, Dialect.OPENAI), Purpose.JUDGE)
+        text = None if reply is None else answer_text(reply.body, Dialect.OPENAI)
+        return None if text is None else llm_judge.llm_verdict(text).same
 
-    return call
+    return judge
 
 
 def answer_store(

@@ -17,7 +17,9 @@ from trimtab.types import (
     Note,
     Outcome,
     Plan,
+    Purpose,
     Record,
+    Reply,
     Request,
     ReuseTerms,
     Selector,
@@ -179,6 +181,15 @@ class Journal(Protocol):
         """Flush and release; the ingester may then take the file."""
         ...
 
+
+AskAside = Callable[[Request, Plan, Purpose], Awaitable[Reply | None]]
+"""Ask a plan's first target what no client waits for; a row of its own in the ledger. None if it did not answer."""
+
+AskJudge = Callable[[Request, str, str, str, str], Awaitable[bool | None]]
+"""For a request: ask a model (the first text) about a question, a fresh answer and another: is that as good?
+
+A row of its own in the ledger. None if the model did not answer, or cannot tell.
+"""
 
 AnswerJudge = Callable[[str, str], Awaitable[bool | None]]
 """Of a fresh answer and a kept one: is the kept one as good? None if it cannot tell."""

@@ -13,15 +13,15 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Final, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Final, NamedTuple
 
 import msgspec
 from msgspec import structs
 
 from trimtab.errors import TrimtabError
 from trimtab.flight import Flight
-from trimtab.ports import Clock, Compare, Journal
+from trimtab.ports import AskAside, AskJudge, Clock, Compare, Journal
 from trimtab.protocols import CODECS, answer_text
 from trimtab.protocols.chat import Text
 from trimtab.protocols.reuse import side_obstacle, temperature_obstacle
@@ -33,12 +33,6 @@ _MOST_AT_ONCE: Final = 8  # comparisons under way in a worker
 _COMPARE_S: Final = 20.0
 TEXTS: Final = "texts"
 """The judge that reads it from the texts."""
-
-Ask = Callable[[Request, Plan, Purpose], Awaitable[Reply | None]]
-"""Ask a plan's first target what no client waits for; None if it did not answer."""
-
-ModelCall = Callable[[Request, dict[str, Any]], Awaitable[str | None]]
-"""Ask a judge, with an OpenAI request's fields, on behalf of a request; its text, None if it did not answer."""
 
 Count = Callable[[str, str, str], None]
 """Told of a route, a lever, and what became of the comparison."""
@@ -57,9 +51,9 @@ class Terms(msgspec.Struct, frozen=True):
 class Calls(NamedTuple):
     """How others are asked."""
 
-    ask: Ask
+    ask: AskAside
     compare: Compare
-    judge: ModelCall
+    judge: AskJudge
 
 
 class Spending:
@@ -216,12 +210,8 @@ class Watch:
         return differs[0] - sum(differs[1:]), judge
 
     async def _ask_judge(self, pair: _Pair, reference: str, other: str, n: int) -> bool | None:
-        from trimtab.semantic import llm_judge  # numpy comes with it
-
-        fields = llm_judge.llm_request(_question(pair.asked), reference, "", other, pair.terms.judge_model)
         asked = structs.replace(pair.asked, id=f"{pair.asked.id}-{'again' if n else 'shadow'}")
-        text = await self._calls.judge(asked, fields)
-        return None if text is None else llm_judge.SAME_OF[llm_judge.llm_verdict(text).outcome]
+        return await self._calls.judge(asked, pair.terms.judge_model, _question(pair.asked), reference, other)
 
     def _say(self, asked: Request, terms: Terms, whose: tuple[str, str], loss: float | None, judge: str) -> None:
         lever, model = whose

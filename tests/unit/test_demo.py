@@ -452,7 +452,7 @@ def scripted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         assert config["engines"]["local"]["kind"] == "llama_cpp"
         return [sys.executable, SCRIPT, str(config["server"]["port"]), "plain"]
 
-    monkeypatch.setattr(command, "_serve_command", serve_command)
+    monkeypatch.setattr(command, "serve_command", serve_command)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     return tmp_path
 
@@ -481,7 +481,7 @@ class TestCommand:
     def test_a_gateway_that_does_not_start(self, scripted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         from trimtab.cli import main
 
-        monkeypatch.setattr(command, "_serve_command", lambda config: [sys.executable, SCRIPT, "1", "die"])
+        monkeypatch.setattr(command, "serve_command", lambda config: [sys.executable, SCRIPT, "1", "die"])
         result = CliRunner().invoke(main, ["demo"])
         assert result.exit_code == 1
         assert "no weights: the index said no" in result.stderr
@@ -494,7 +494,7 @@ class TestCommand:
         folder.mkdir()
         code = (
             "import sys, tomllib\nfrom trimtab.cli import demo\n"
-            "demo._serve_command = lambda config: [sys.executable, "
+            "demo.serve_command = lambda config: [sys.executable, "
             f"{SCRIPT!r}, str(tomllib.loads(config.read_text())['server']['port']), 'slow', {str(log)!r}]\n"
             "demo.demo(['--requests', '400'])\n"
         )

@@ -25,7 +25,7 @@ from trimtab.cli.ledger_view import seconds
 from trimtab.measure import demo as measure
 from trimtab.measure.contention import Contention
 from trimtab.measure.demo import Workload
-from trimtab.measure.gateway import GatewayFailed, GatewayProcess, free_port
+from trimtab.measure.gateway import GatewayFailed, GatewayProcess, free_port, serve_command
 from trimtab.measure.load import Timing, replay, saturate
 from trimtab.measure.stats import quantile
 from trimtab.semantic.embed import missing_packages
@@ -162,7 +162,7 @@ class _Demo:
         self._steps = 4 + self._semantic
         port = free_port()
         self.config_file.write_text(_config(port, folder) + self._semantic * _SEMANTIC, encoding="utf-8")
-        self.gateway = GatewayProcess(_serve_command(self.config_file), port, folder / "serve.log", _environment())
+        self.gateway = GatewayProcess(serve_command(self.config_file), port, folder / "serve.log", _environment())
 
     def measure(self) -> bool:
         """Run the phases and stop the gateway; returns whether it was interrupted. Raises GatewayFailed."""
@@ -298,15 +298,6 @@ async def _until_signal(work: Coroutine[Any, Any, None]) -> bool:
     except asyncio.CancelledError:
         return False
     return True
-
-
-def _serve_command(config_file: Path) -> list[str]:
-    """`trimtab serve`, told to end when we do."""
-    code = (
-        f"from trimtab.measure.gateway import end_with_parent; end_with_parent({os.getpid()}); "
-        "from trimtab.cli import main; main(prog_name='trimtab')"
-    )
-    return [sys.executable, "-c", code, "serve", "--config", str(config_file)]
 
 
 def _config(port: int, folder: Path) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from trimtab.cli.eval_options import EvalOptions, eval_options
+from trimtab.cli.run_by_default import RunByDefault
 
 if TYPE_CHECKING:
     from trimtab.evals.runs import Run
@@ -16,23 +17,12 @@ if TYPE_CHECKING:
 _INTERRUPTED = 130
 
 
-class _Eval(click.Group):
-    """`trimtab eval SUITE` is short for `trimtab eval run SUITE`."""
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and args[0] not in self.commands:
-            args = ["run", *args]
-        return super().resolve_command(ctx, args)
-
-
 _html = click.option(
     "--html", type=click.Path(path_type=Path, dir_okay=False), help="Write the table and what changed here."
 )
 
 
-@click.group(name="eval", cls=_Eval, context_settings={"ignore_unknown_options": True})
+@click.group(name="eval", cls=RunByDefault, context_settings={"ignore_unknown_options": True})
 def evals() -> None:
     """Run eval suites: does a model under these settings still answer as it should?
 

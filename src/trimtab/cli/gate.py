@@ -84,7 +84,7 @@ def gate(
     if as_json:
         import msgspec
 
-        click.echo(msgspec.json.encode([verdicts.plain(one) for one in found]))
+        click.echo(msgspec.json.encode(found))
     rulings = {one.verdict.ruling for one in found}
     raise click.exceptions.Exit(1 if Ruling.FAIL in rulings else 2 if Ruling.UNDECIDED in rulings else 0)
 

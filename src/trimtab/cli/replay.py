@@ -14,6 +14,7 @@ import click
 from trimtab import __version__
 from trimtab.cli.capture import key_option, key_variables
 from trimtab.cli.place import data_folder
+from trimtab.cli.run_by_default import RunByDefault
 from trimtab.errors import BadRequest
 
 if TYPE_CHECKING:
@@ -28,18 +29,7 @@ if TYPE_CHECKING:
 _INTERRUPTED = 130
 
 
-class _Replay(click.Group):
-    """`trimtab replay TRACE` is short for `trimtab replay run TRACE`."""
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and args[0] not in self.commands:
-            args = ["run", *args]
-        return super().resolve_command(ctx, args)
-
-
-@click.group(cls=_Replay, context_settings={"ignore_unknown_options": True})
+@click.group(cls=RunByDefault, context_settings={"ignore_unknown_options": True})
 def replay() -> None:
     """Send real traffic to any OpenAI-compatible server, and report what users would feel.
 

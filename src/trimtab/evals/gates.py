@@ -7,7 +7,7 @@ import tomllib
 from pathlib import Path
 from typing import Any, Final
 
-from trimtab.config import Config
+from trimtab.config import DEFAULT_ROUTE, Config
 from trimtab.config.problems import Problems
 from trimtab.config.tables import read_levers, read_routes
 from trimtab.errors import TrimtabError
@@ -20,25 +20,27 @@ _OF_THE_GATE: Final = ("gate", "verdict")  # settings that change no answer
 
 
 class Gate:
-    """A lever's verdicts by route, read once."""
+    """A lever's verdicts, by the tables of the routes; their files are read here, once."""
 
     def __init__(self, config: Config, lever: str) -> None:
         self._config = config
         self._lever = lever
-        self._found: dict[str, tuple[str, verdicts.VerdictFile | None]] = {}
+        self._found = {table: self._read(table) for table in (DEFAULT_ROUTE, *config.routes)}
+        self._told: set[str] = set()
 
     def why_not(self, scope: Scope, model: str) -> str:
         """Why no verdict covers the settings on this route for this model and these versions; "" if one does."""
-        route = scope.route
-        if route not in self._found:
-            self._found[route] = self._read(route)
-            if self._found[route][0] and self._config.lever_settings(self._lever, route).gate == "required":
-                _log.warning("%s runs in shadow on route %s: %s", self._lever, route, self._found[route][0])
-        problem, verdict = self._found[route]
+        table = self._config.table_of(scope.route)
+        problem, verdict = self._found[table]
         if verdict is None:
+            if table not in self._told:
+                self._told.add(table)
+                if self._config.lever_settings(self._lever, table).gate == "required":
+                    _log.warning("%s runs in shadow on route %s: %s", self._lever, table, problem)
             return problem
         judged = verdict.candidate
         for name, theirs, ours in (
+            ("route", judged.route, scope.route),
             ("model", judged.model, model),
             ("prompt version", judged.prompt_version, scope.prompt_version),
             ("policy version", judged.policy_version, scope.policy_version),
@@ -57,8 +59,6 @@ class Gate:
             return error.message, None
         if found.verdict.ruling is not Ruling.PASS:
             return f"the verdict says {found.verdict.ruling}", None
-        if found.candidate.route != route:
-            return f"the verdict is of the route {found.candidate.route!r}", None
         if _compared(settings_in(found.candidate.settings, self._lever, route)) != _compared(settings):
             return "the verdict is of other settings", None
         if _compared(settings_in(found.reference.settings, self._lever, route)) == _compared(settings):

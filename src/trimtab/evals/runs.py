@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
@@ -147,10 +147,3 @@ class RunFile:
     def __exit__(self, *_: object) -> None:
         os.fsync(self._file.fileno())
         self._file.close()
-
-
-def as_mapping(head: Head) -> dict[str, Any]:
-    """A head as plain values, its kind left out."""
-    fields: dict[str, Any] = msgspec.to_builtins(head)
-    fields.pop("k", None)
-    return fields

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -50,9 +49,3 @@ def read(path: Path) -> VerdictFile:
 def as_json(found: VerdictFile) -> bytes:
     """The file's text, for people to read as well."""
     return msgspec.json.format(msgspec.json.encode(found), indent=1) + b"\n"
-
-
-def plain(found: VerdictFile) -> dict[str, Any]:
-    """As plain values, for --json."""
-    values: dict[str, Any] = msgspec.to_builtins(found)
-    return values

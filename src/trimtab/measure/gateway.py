@@ -132,13 +132,18 @@ class GatewayProcess:
 def of_config(config_file: Path, folder: Path) -> GatewayProcess:
     """A gateway with these settings on a free port, whose files go to `folder`; it ends when we do."""
     port = free_port()
+    command = [*serve_command(config_file), "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    env = {**os.environ, "TRIMTAB_DATA_DIR": str(folder / "data")}
+    return GatewayProcess(command, port, folder / "serve.log", env)
+
+
+def serve_command(config_file: Path) -> list[str]:
+    """`trimtab serve`, told to end when we do."""
     code = (
         f"from trimtab.measure.gateway import end_with_parent; end_with_parent({os.getpid()}); "
         "from trimtab.cli import main; main(prog_name='trimtab')"
     )
-    command = [sys.executable, "-c", code, "serve", "--config", str(config_file), "--host", "127.0.0.1"]
-    env = {**os.environ, "TRIMTAB_DATA_DIR": str(folder / "data")}
-    return GatewayProcess([*command, "--port", str(port), "--workers", "1"], port, folder / "serve.log", env)
+    return [sys.executable, "-c", code, "serve", "--config", str(config_file)]
 
 
 def free_port() -> int:

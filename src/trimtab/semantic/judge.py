@@ -72,6 +72,11 @@ class Verdict:
     judge: str
     score: float
 
+    @property
+    def same(self) -> bool | None:
+        """Whether they are the same; None where that is unknown."""
+        return None if self.outcome is Outcome.UNKNOWN else self.outcome is Outcome.SAME
+
 
 class Judge(Protocol):
     """Compares a fresh answer with cached ones. Safe to call from several threads."""

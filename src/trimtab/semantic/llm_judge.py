@@ -12,11 +12,10 @@ from typing import Any, Final
 
 import msgspec
 
-from trimtab.semantic.judge import LONGEST_CHARS, Outcome, Verdict, verdict
+from trimtab.semantic.judge import LONGEST_CHARS, Verdict, verdict
 
 NAME: Final = "llm"
 MAX_TOKENS: Final = 64
-SAME_OF: Final = {Outcome.SAME: True, Outcome.DIFFERENT: False, Outcome.UNKNOWN: None}
 _QUESTION_CHARS: Final = 2000
 _CUT: Final = " [cut]"
 _SYSTEM: Final = (

@@ -25,7 +25,7 @@ from trimtab.semantic.embed import Embedder
 from trimtab.semantic.evidence import FEATURES, Query
 from trimtab.semantic.fixed import Fixed
 from trimtab.semantic.groups import Row
-from trimtab.semantic.judge import Outcome, cascade
+from trimtab.semantic.judge import cascade
 from trimtab.semantic.learner import Learner
 from trimtab.semantic.learner import Look as Judged
 from trimtab.semantic.lexical import profile
@@ -294,17 +294,12 @@ class Service:
         return texts
 
     def _verdicts(self, fresh: str, texts: dict[int, str]) -> dict[int, bool]:
-        verdicts = self._judge.compare(fresh, list(texts.values()))
-        return {
-            entry: verdict.outcome is Outcome.SAME
-            for entry, verdict in zip(texts, verdicts, strict=True)
-            if verdict.outcome is not Outcome.UNKNOWN
-        }
+        verdicts = self.compare(fresh, list(texts.values()))
+        return {entry: same for entry, same in zip(texts, verdicts, strict=True) if same is not None}
 
     def compare(self, fresh: str, others: Sequence[str]) -> list[bool | None]:
         """Whether each is as good as the fresh answer, with the judges alone: may be called from another thread."""
-        outcomes = [verdict.outcome for verdict in self._judge.compare(fresh, others)]
-        return [None if outcome is Outcome.UNKNOWN else outcome is Outcome.SAME for outcome in outcomes]
+        return [verdict.same for verdict in self._judge.compare(fresh, others)]
 
     def vectors(self, texts: Sequence[str], *, accurate: bool) -> Embedded:
         """Texts as vectors, with the models alone: may be called from another thread."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import msgspec
 from trimtab.config import Config
 from trimtab.errors import ModelNotFound
 from trimtab.pipeline import Pipeline
-from trimtab.ports import AnswerStore, Clock, Engine, Lever
+from trimtab.ports import AnswerStore, Clock, Lever
 from trimtab.shadow import Spending, Watch
 from trimtab.stores import ledger_db, ledger_reader
 from trimtab.stores.switches import Switches
@@ -53,7 +53,7 @@ class Gateway:
         self,
         config: Config,
         shared: Shared,
-        engines: Mapping[str, Engine],
+        targets: Targets,
         levers: Sequence[Lever],
         pipeline: Pipeline,
         watch: Watch,
@@ -63,12 +63,12 @@ class Gateway:
         self.clock = shared.clock
         self.ids = shared.ids
         self.metrics = shared.metrics
-        self.engines = engines
+        self.engines = targets.engines
         self.levers = levers
         self.pipeline = pipeline
         self.watch = watch
         self.access = Access(config.keys)
-        self.targets = Targets(config, engines)
+        self.targets = targets
         self.created = int(shared.clock.wall())
         self.in_flight = 0
         self.sweeper: asyncio.Task[None] | None = None  # keeps this configuration's deadlines

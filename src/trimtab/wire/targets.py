@@ -17,7 +17,7 @@ class Targets:
 
     def __init__(self, config: Config, engines: Mapping[str, Engine]) -> None:
         self._config = config
-        self._engines = engines
+        self.engines = engines
         self._memo: dict[tuple[str, str, Dialect], Plan] = {}
         self._open = config.open_engines()
 
@@ -34,25 +34,26 @@ class Targets:
 
     def alone(self, model: str, dialect: Dialect) -> Plan:
         """One attempt at a model, whatever the route. Raises ModelNotFound."""
-        return Plan((Attempt(self._target(model, dialect), Purpose.SERVE),))
+        return Plan((Attempt(self.target(model, dialect), Purpose.SERVE),))
 
     def _make(self, route: str, model: str, dialect: Dialect) -> Plan:
         settings = self._config.route(route)
         model = settings.model or model
-        first = self._target(model, dialect)
+        first = self.target(model, dialect)
         own = self._config.models.get(model)
         names = [*settings.fallback, *(own.fallback if own else ())]
         attempts = [Attempt(first, Purpose.SERVE, settings.timeouts)]
         attempts += [
             Attempt(first, Purpose.RETRY, settings.timeouts, settings.backoff_s * 2**n) for n in range(settings.retries)
         ]
-        attempts += [Attempt(self._target(name, dialect), Purpose.FALLBACK, settings.timeouts) for name in names]
+        attempts += [Attempt(self.target(name, dialect), Purpose.FALLBACK, settings.timeouts) for name in names]
         return Plan(tuple(attempts), settings.retry_after_max_s)
 
-    def _target(self, model: str, dialect: Dialect) -> Target:
+    def target(self, model: str, dialect: Dialect) -> Target:
+        """Where a model is. Raises ModelNotFound."""
         own = self._config.models.get(model)
         if own is not None:
-            return Target(model, own.engine, own.name or model, self._engines[own.engine].provider)
+            return Target(model, own.engine, own.name or model, self.engines[own.engine].provider)
         engine = self.default_engine(dialect)
         if engine is None:
             known = ", ".join(sorted(self._config.models)) or "none"
@@ -66,8 +67,8 @@ class Targets:
         """
         names: Iterable[str] = self._open
         if any_engine:
-            names = [*self._open, *(name for name in self._engines if name not in self._open)]
-        found = [self._engines[name] for name in names]
+            names = [*self._open, *(name for name in self.engines if name not in self._open)]
+        found = [self.engines[name] for name in names]
         return next((engine for engine in found if engine.dialect == dialect), found[0] if found else None)
 
     def models(self) -> list[str]:

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from functools import partial
-from typing import Annotated, Any, Final, Literal, NamedTuple
+from typing import Annotated, Final, Literal, NamedTuple
 
 import msgspec
 
 from trimtab.levers.semantic_cache.question import Question, Rules, question_of, shares_users
-from trimtab.ports import Clock, SimilarAnswers
+from trimtab.ports import AskAside, AskJudge, Clock, SimilarAnswers
 from trimtab.protocols.reuse import Whole, answered, stored_of
 from trimtab.types import (
     Answer,
@@ -50,12 +50,6 @@ Milliseconds = Annotated[
 ]
 Mode = Literal["off", "shadow", "static", "promise"]
 Embedder = Literal["accurate", "fast"]
-
-ShadowCall = Callable[[Request, Plan, Purpose], Awaitable[Reply | None]]
-"""Ask the model what a client is not waiting for; a row of its own in the ledger. None if it did not answer."""
-
-ModelCall = Callable[[Request, dict[str, Any]], Awaitable[str | None]]
-"""Ask another model, with an OpenAI request's fields, on behalf of a request; its text, None if it did not answer."""
 
 
 class Config(Rules, frozen=True):
@@ -106,8 +100,8 @@ class Facts(NamedTuple):
 class Calls(NamedTuple):
     """How the lever asks models."""
 
-    shadow: ShadowCall
-    judge: ModelCall
+    shadow: AskAside
+    judge: AskJudge
     audited: Callable[[Request, str, bool | None], None]  # told the verdict of an audit, with the lever's name
 
 
@@ -213,17 +207,11 @@ class SemanticCache:
             return
         judge = None
         if config.judge_model and random.random() < config.judge_share:
-            judge = partial(self._judged, request, memo.question, config.judge_model)
+            judge = partial(self._calls.judge, request, config.judge_model, memo.question)
         heard = None
         if isinstance(decision.step, Answer):
             heard = partial(self._calls.audited, request, _NAME)
         self._answers.learn(memo.token, stored_of(request, reply, memo.ttl_s), judge, heard)
-
-    async def _judged(self, request: Request, question: str, model: str, fresh: str, cached: str) -> bool | None:
-        from trimtab.semantic import llm_judge
-
-        text = await self._calls.judge(request, llm_judge.llm_request(question, fresh, "", cached, model))
-        return None if text is None else llm_judge.SAME_OF[llm_judge.llm_verdict(text).outcome]
 
 
 def _go_on(
