@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from trimtab.routing.router import Kind
+
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
-Kind = Literal["always weak", "always strong", "prompt", "cascade"]
+
 
 FLOOR: Final = 0.99  # of the best single model's mean score
 LEAST_SAVING: Final = 0.05  # of the best single model's cost; below, a second model is not worth its trouble
