@@ -51,7 +51,7 @@ class Head(msgspec.Struct, frozen=True):
 
 
 class Router(msgspec.Struct, frozen=True):
-    """The file: its head, and the fitted models as `stored.dumps` wrote them (`acceptance` empty where there is none)."""
+    """The file: its head, and the fitted models as `stored.dumps` wrote them (`acceptance` is empty if there is none)."""
 
     format: int
     head: Head
@@ -60,11 +60,12 @@ class Router(msgspec.Struct, frozen=True):
 
 
 def read(path: Path) -> tuple[Router, str]:
-    """A router, and the hash that names it (16 hex digits). Raises ConfigError that says what is wrong with the file."""
+    """A router, and the hash that names it (16 hex digits). Raises ConfigError that says what is wrong with it."""
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise ConfigError([f"cannot read the router {path} ({error.strerror}); train one with `trimtab route train`"])
+        message = f"cannot read the router {path} ({error.strerror}); train one with `trimtab route train`"
+        raise ConfigError([message]) from error
     try:
         router = msgspec.msgpack.decode(data, type=Router)
     except msgspec.MsgspecError as error:
