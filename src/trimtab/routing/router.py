@@ -51,7 +51,7 @@ class Head(msgspec.Struct, frozen=True):
 
 
 class Router(msgspec.Struct, frozen=True):
-    """The file: its head, and the fitted models as `stored.dumps` wrote them (`acceptance` is empty if there is none)."""
+    """The file: its head, and the fitted models as `stored.dumps` wrote them (`acceptance` empty if there is none)."""
 
     format: int
     head: Head
