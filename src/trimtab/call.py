@@ -60,7 +60,7 @@ class Call:
         self.flight = flight
         self.attempt = attempt
         self.engine = engine
-        self.n = len(flight.attempts)
+        self.n = next(flight.calls)
         self.first_s: float | None = None  # first token, seconds after the request's arrival
         self.reply: UpstreamReply | None = None
         self.model = ""

@@ -10,6 +10,8 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable, Mapping
 
+from msgspec import structs
+
 from trimtab import trace_context
 from trimtab.call import BYTES_PER_TOKEN, Call, Desk
 from trimtab.errors import (
@@ -24,14 +26,20 @@ from trimtab.flight import Finish, Flight, Head, Header, Message
 from trimtab.ports import Clock, Engine, Journal, Sink
 from trimtab.protocols import CODECS, Scanner, StreamTranslator, translate_error, translate_reply, translate_request
 from trimtab.types import (
+    Aside,
     Attempt,
+    AttemptRecord,
     Dialect,
     End,
     Plan,
+    Purpose,
     Reply,
     Request,
     Target,
 )
+
+Accept = Callable[[Reply, "list[Reply | None]"], Awaitable[bool]]
+"""Whether a held answer is good enough, by it and by what was said beside it (None: no answer)."""
 
 _CHAT_PATH = {Dialect.OPENAI: "/v1/chat/completions", Dialect.ANTHROPIC: "/v1/messages"}
 PROVIDER_HEADERS = (b"anthropic-", b"openai-")
@@ -41,6 +49,8 @@ STREAM_HEADERS: list[Header] = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
 ]
+_OF_STREAMS = frozenset({"stream", "stream_options"})
+_IDEMPOTENCY_KEY = b"idempotency-key"  # the provider may answer a second call with the first one's answer
 _HOP_HEADERS = frozenset(
     ("connection", "content-length", "keep-alive", "transfer-encoding", "date", "server", "trailer")
 )
@@ -67,10 +77,11 @@ class Dispatcher:
         self._sleep = sleep
         self._jitter = jitter
 
-    async def execute(self, flight: Flight, plan: Plan, sink: Sink, head: Head) -> Finish:
+    async def execute(self, flight: Flight, plan: Plan, sink: Sink, head: Head, accept: Accept | None = None) -> Finish:
         """Run the plan. Raises the last attempt's error when none was answered.
 
-        `head` makes our response headers. Where a lever asked for it, `flight.reply` is the whole answer.
+        `head` makes our response headers, `accept` reads held answers. Where a lever asked for it, `flight.make_reply`
+        gives the whole answer.
         """
         task = sink.watch()
         error: TrimtabError | None = None
@@ -95,7 +106,11 @@ class Dispatcher:
                 spent.add(attempt.target)
                 continue
             try:
-                return await self._attempt(flight, attempt, engine, task, sink, head)
+                if not attempt.held or accept is None:
+                    return await self._attempt(flight, attempt, engine, task, sink, head)
+                if (finish := await self._held(flight, attempt, accept)) is not None:
+                    return finish
+                tried = None
             except UpstreamError as exc:
                 error = exc
                 if flight.started or (isinstance(exc, UpstreamStatus) and exc.status in _FATAL_STATUS):
@@ -133,17 +148,58 @@ class Dispatcher:
                 call.read_usage(b"".join(seen))
             return Finish(reply.status, None, b"")
 
+    async def ask(self, flight: Flight, attempt: Attempt, request: Request, attempts: list[AttemptRecord]) -> Reply:
+        """The whole answer to a request that is not streamed; `attempts` of the flight gets the call's record.
+
+        Raises UpstreamError, or what the engine refuses the request with.
+        """
+        engine, task = self.engines[attempt.target.engine], asyncio.current_task()
+        assert task is not None
+        if (refusal := engine.refuse(request)) is not None:
+            raise refusal
+        inner = flight.within(request, attempts)
+        body = _upstream_body(request, attempt.target, engine.dialect)
+        with Call(self._desk, inner, attempt, engine, task) as call:
+            await _open(call, request, body)
+            await self._buffered(inner, call)
+        assert inner.make_reply is not None
+        return inner.make_reply()
+
+    async def ask_beside(self, flight: Flight, aside: Aside, request: Request) -> Reply | None:
+        """What another says, only to judge an answer; None if it does not."""
+        if aside.fields:
+            request = structs.replace(request, fields=request.fields | aside.fields)
+        attempt = Attempt(aside.target, Purpose.JUDGE, aside.timeouts)
+        try:
+            return await self.ask(flight, attempt, request, flight.asided)
+        except TrimtabError:
+            return None  # its record says why
+
+    async def _held(self, flight: Flight, attempt: Attempt, accept: Accept) -> Finish | None:
+        """Ask, and let the answer go only if it is accepted; None if it is not. A stream is written out at once."""
+        request, asked = flight.request, unstreamed(flight.request)
+        others = [asyncio.create_task(self.ask_beside(flight, aside, asked)) for aside in attempt.beside]
+        try:
+            reply = await self.ask(flight, attempt, asked, flight.attempts)
+            heard = [await one for one in others]
+        finally:
+            for one in others:
+                one.cancel()
+            await asyncio.gather(*others, return_exceptions=True)  # each has its record before the row is written
+        if not await accept(reply, heard):
+            return None
+        flight.status, flight.served = 200, attempt.target
+        if flight.wants_reply:
+            flight.make_reply = lambda: reply
+        return whole_answer(flight, request.dialect, reply.body, self.clock.mono())
+
     async def _attempt(
         self, flight: Flight, attempt: Attempt, engine: Engine, task: asyncio.Task[None], sink: Sink, head: Head
     ) -> Finish:
         request = flight.request
         body = _upstream_body(request, attempt.target, engine.dialect)
         with Call(self._desk, flight, attempt, engine, task) as call:
-            path = request.path if engine.dialect == request.dialect else _CHAT_PATH[engine.dialect]
-            headers = _upstream_headers(request, engine.dialect, call.n)
-            call.reply = await engine.open("POST", path, headers, body, attempt.timeouts, request.client_key)
-            if call.reply.status >= 300:
-                raise await _status_error(call, request)
+            await _open(call, request, body)
             if request.stream:
                 return await self._stream(flight, call, sink, head)
             return await self._buffered(flight, call)
@@ -213,6 +269,40 @@ class Dispatcher:
         flight.status = 200
         flight.served = call.attempt.target
         sink.start(200, head(flight) + STREAM_HEADERS)
+
+
+def unstreamed(request: Request) -> Request:
+    """The same, to be answered at once and by whoever is asked: without what belongs to the client's own call."""
+    return structs.replace(
+        request,
+        fields={name: value for name, value in request.fields.items() if name not in _OF_STREAMS},
+        headers=tuple([header for header in request.headers if header[0] != _IDEMPOTENCY_KEY]),
+        stream=False,
+        wants_usage=False,
+        idempotency="",
+    )
+
+
+def whole_answer(flight: Flight, dialect: Dialect, body: bytes, now: float) -> Finish:
+    """An answer that is there at once, in the form that the client asked for."""
+    request = flight.request
+    kind = b"application/json"
+    if request.stream:
+        body = CODECS[dialect].replay(body, include_usage=request.wants_usage)
+        kind = b"text/event-stream; charset=utf-8"
+        flight.chunks = 1
+        flight.ttft_s = now - request.start
+    flight.response_bytes = len(body)
+    return Finish(200, [(b"content-type", kind)], body)
+
+
+async def _open(call: Call, request: Request, body: bytes) -> None:
+    engine = call.engine
+    path = request.path if engine.dialect == request.dialect else _CHAT_PATH[engine.dialect]
+    headers = _upstream_headers(request, engine.dialect, call.n)
+    call.reply = await engine.open("POST", path, headers, body, call.attempt.timeouts, request.client_key)
+    if call.reply.status >= 300:
+        raise await _status_error(call, request)
 
 
 def _scanner(call: Call, request: Request) -> Scanner:

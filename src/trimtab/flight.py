@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from itertools import count
 from typing import NamedTuple
 
 from trimtab.errors import TrimtabError
@@ -89,9 +90,9 @@ class Flight:
     """What has happened so far to one request: the only mutable thing about it."""
 
     __slots__ = (
-        "app_stages", "asked", "attempts", "cache", "changed", "chunks", "decisions", "end", "error", "joined",
-        "make_reply", "pieces", "plan", "request", "response_bytes", "served", "shared", "stages", "started",
-        "status", "stored", "ttft_s", "wants_reply",
+        "app_stages", "asided", "asked", "attempts", "cache", "calls", "changed", "chunks", "decisions", "end",
+        "error", "joined", "make_reply", "pieces", "plan", "request", "response_bytes", "served", "shared", "stages",
+        "started", "status", "stored", "ttft_s", "wants_reply",
     )  # fmt: skip
 
     def __init__(self, request: Request) -> None:
@@ -101,6 +102,8 @@ class Flight:
         self.decisions: list[Decision] = []
         self.changed: tuple[Decision, ...] = ()  # those by which the client may get another answer
         self.attempts: list[AttemptRecord] = []
+        self.asided: list[AttemptRecord] = []  # calls that only helped to judge an answer
+        self.calls = count()  # numbers all of them in the order of their beginning
         self.stages: dict[str, float] = {}
         self.app_stages: dict[str, float] = {}
         self.status = 0
@@ -118,6 +121,12 @@ class Flight:
         self.served: Target | None = None
         self.wants_reply = False  # a lever asked for the whole reply
         self.make_reply: Callable[[], Reply] | None = None  # called after the answer is sent, if a lever asked
+
+    def within(self, request: Request, attempts: list[AttemptRecord]) -> Flight:
+        """A call of this one's that its client does not see, or not yet; its record goes to `attempts`."""
+        inner = Flight(request)
+        inner.attempts, inner.calls, inner.wants_reply = attempts, self.calls, True
+        return inner
 
 
 class Finish(NamedTuple):

@@ -14,18 +14,20 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Protocol
+from functools import partial
+from typing import Any, Protocol, cast
 
 from msgspec import structs
 
-from trimtab.dispatch import STREAM_HEADERS, Dispatcher
+from trimtab.dispatch import STREAM_HEADERS, Dispatcher, unstreamed, whole_answer
 from trimtab.errors import TrimtabError, UpstreamCut, UpstreamStatus
 from trimtab.flight import Finish, Flight, Header, Message, SharedCall
-from trimtab.ports import Clock, Journal, Lever, Sink
+from trimtab.ports import Accepts, Clock, Journal, Lever, Sink
 from trimtab.protocols import CODECS
 from trimtab.types import (
     NO_USAGE,
     Answer,
+    Aside,
     Attempt,
     AttemptRecord,
     Continue,
@@ -51,7 +53,6 @@ _TELL_EVERY_S = 60.0
 _STEP_NAMES = {type(None): "continue", Continue: "change", Answer: "answer", Join: "join", Refuse: "refuse"}
 _ShareKey = tuple[bytes, bool, bool]  # the lever's, and the form of the reply: streamed, with usage
 _Flying = tuple[Flight, Sink]
-_NOT_FOR_THE_REFERENCE = b"idempotency-key"  # the provider may answer a second call with the first one's answer
 
 
 class Watch(Protocol):
@@ -94,13 +95,20 @@ class Pipeline:
         self._capture = capture
         self.watch: Watch | None = None
         self._flying: dict[_ShareKey, _Flying] = {}  # calls that others may share
+        self._by_task: dict[asyncio.Task[Any] | None, Flight] = {}
         self._told: dict[str, float] = {}  # when the log last heard of a lever's failure
 
     async def run(self, flight: Flight, plan: Plan, levers: Sequence[Lever], sink: Sink) -> None:
         """Answer one request through `sink`. Raises only CancelledError, after settling."""
         flight.plan = plan
-        record = await self._conclude(flight, sink, self._answer(flight, plan, levers, sink))
-        wanting = [(lever, d) for lever, d in zip(levers, flight.decisions, strict=False) if d.wants_reply]
+        task = asyncio.current_task()
+        self._by_task[task] = flight
+        try:
+            record = await self._conclude(flight, sink, self._answer(flight, plan, levers, sink))
+        finally:
+            del self._by_task[task]
+        decided = zip(levers, flight.decisions, strict=False)
+        wanting = [(lever, d) for lever, d in decided if d.wants_reply or d.wants_record]
         if wanting or flight.changed:
             await self._learn(flight, record, wanting)
 
@@ -114,17 +122,11 @@ class Pipeline:
         It has a row of its own, whose id is the request's with the purpose behind it, and is on nobody's bill.
         None if it was not answered.
         """
-        fields = {name: value for name, value in request.fields.items() if name not in ("stream", "stream_options")}
         aside = Flight(
             structs.replace(
-                request,
+                unstreamed(request),
                 id=f"{request.id}-{purpose}",
                 scope=structs.replace(request.scope, purpose=str(purpose)),
-                fields=fields,
-                headers=tuple([header for header in request.headers if header[0] != _NOT_FOR_THE_REFERENCE]),
-                stream=False,
-                wants_usage=False,
-                idempotency="",
                 at=self._clock.wall(),
                 start=self._clock.mono(),
             )
@@ -135,6 +137,14 @@ class Pipeline:
             aside, sink, self._dispatcher.execute(aside, Plan((attempt,)), sink, self.headers)
         )
         return aside.make_reply() if record.end == End.OK and aside.make_reply is not None else None
+
+    async def ask_within(self, request: Request, aside: Aside) -> Reply | None:
+        """Ask a model for a lever that decides about the current task's request: an attempt on that one's row.
+
+        None if it was not answered.
+        """
+        flight = self._by_task[asyncio.current_task()]
+        return await self._dispatcher.ask_beside(flight, aside, unstreamed(request))
 
     async def serve(self, flight: Flight, sink: Sink, answer: Awaitable[Finish]) -> None:
         """Answer by ourselves: a row, no levers, no upstream call."""
@@ -181,6 +191,7 @@ class Pipeline:
     async def _answer(self, flight: Flight, plan: Plan, levers: Sequence[Lever], sink: Sink) -> Finish:
         mono = self._clock.mono
         leads: _ShareKey | None = None
+        holder: Lever | None = None
         outcome: Finish | TrimtabError | None = None
         try:
             for lever in levers:
@@ -212,15 +223,18 @@ class Pipeline:
                 if lever.changes_answers:
                     flight.changed = (*flight.changed, decision)
                 if type(step) is Continue:
-                    flight.request, plan = step.request, step.plan
+                    flight.request, plan, holder = step.request, step.plan, lever
                 elif type(step) is Answer:
                     return self._replay(flight, step, decision.slot)
                 elif type(step) is Refuse:
                     raise step.error
             if flight.changed and self.watch is not None and self.watch.wants(flight):
                 flight.wants_reply = True
+            accept = None
+            if holder is not None and plan.attempts and plan.attempts[0].held:
+                accept = partial(self._accept, flight, holder)
             try:
-                outcome = await self._dispatcher.execute(flight, plan, sink, self.headers)
+                outcome = await self._dispatcher.execute(flight, plan, sink, self.headers, accept)
             except TrimtabError as exc:
                 outcome = exc
                 raise
@@ -231,6 +245,21 @@ class Pipeline:
                 if flight.shared is not None:
                     flight.shared.end(outcome)
             outcome = None  # an error's traceback leads back here
+
+    async def _accept(self, flight: Flight, lever: Lever, reply: Reply, beside: list[Reply | None]) -> bool:
+        """Let the lever that had an answer held back read it; a failure there is a no."""
+        began, place = self._clock.mono(), [d.lever for d in flight.decisions].index(lever.name)
+        decision = flight.decisions[place]
+        try:
+            accepted, told = await cast(Accepts, lever).accept(flight.request, decision, reply, beside)
+        except Exception as exc:
+            self._failed_decision(lever, exc)
+            accepted, told = False, structs.replace(decision, reason=f"{decision.reason}; {type(exc).__name__}")
+        flight.stages[f"{lever.name}_check"] = self._clock.mono() - began
+        flight.decisions[place] = told
+        kept = (told,) if accepted else ()  # what is not accepted changes nothing for the client
+        flight.changed = tuple([d for d in flight.changed if d is not decision]) + kept
+        return accepted
 
     def _off(self, lever: Lever, flight: Flight) -> str:
         return "" if self.watch is None else self.watch.off(lever.name, flight.request.scope.route)
@@ -301,14 +330,9 @@ class Pipeline:
         flight.stored = stored
         flight.cache = "semantic" if slot is Slot.REUSE_SIMILAR else "hit"
         flight.status = 200
-        body, kind = stored.body, b"application/json"
-        if request.stream:
-            body = CODECS[stored.dialect].replay(body, include_usage=request.wants_usage)
-            kind = b"text/event-stream; charset=utf-8"
-        flight.response_bytes = len(body)
-        flight.chunks = 1 if request.stream else 0
-        flight.ttft_s = self._clock.mono() - request.start
-        return Finish(200, [*self.headers(flight), (b"content-type", kind)], body)
+        now = self._clock.mono()
+        flight.ttft_s = now - request.start
+        return self._dressed(flight, whole_answer(flight, stored.dialect, stored.body, now))
 
     def failed(self, flight: Flight, error: TrimtabError) -> Finish:
         """Note the failure on the flight and shape it for the client."""
@@ -359,7 +383,7 @@ class Pipeline:
         if flight.stored is not None:
             return b"0"
         total = 0
-        for attempt in flight.attempts:
+        for attempt in (*flight.asided, *flight.attempts):
             nusd = self._cost(attempt.engine, attempt.provider, attempt.model, attempt.usage, attempt.machine_s)
             if nusd is None:
                 return b""
@@ -396,7 +420,7 @@ class Pipeline:
             stages=stages,
             app_stages=flight.app_stages,
             decisions=tuple([_decision_record(d, stages[d.lever]) for d in flight.decisions]),
-            attempts=tuple(attempts),
+            attempts=(*flight.asided, *attempts),
             baseline_usage=baseline,
             baseline_model=model,
             baseline_provider=provider,

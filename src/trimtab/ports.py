@@ -9,6 +9,7 @@ from typing import Protocol
 from trimtab.errors import TrimtabError
 from trimtab.types import (
     EVERYTHING,
+    Aside,
     Asked,
     Decision,
     Dialect,
@@ -45,6 +46,19 @@ class Lever(Protocol):
 
     async def learn(self, outcome: Outcome, decision: Decision) -> None:
         """Learn from a settled request; a failure here never loses money."""
+        ...
+
+
+class Accepts(Protocol):
+    """A lever whose plans hold answers back."""
+
+    async def accept(
+        self, request: Request, decision: Decision, reply: Reply, beside: list[Reply | None]
+    ) -> tuple[bool, Decision]:
+        """Whether a held answer is good enough, and the decision with what was seen in it.
+
+        `beside` has the answers that were asked at the same time, None where there is none.
+        """
         ...
 
 
@@ -184,6 +198,9 @@ class Journal(Protocol):
 
 AskAside = Callable[[Request, Plan, Purpose], Awaitable[Reply | None]]
 """Ask a plan's first target what no client waits for; a row of its own in the ledger. None if it did not answer."""
+
+AskWithin = Callable[[Request, Aside], Awaitable[Reply | None]]
+"""Ask a model within the request that a lever is deciding about or judging; an attempt on its row. None: no answer."""
 
 AskJudge = Callable[[Request, str, str, str, str], Awaitable[bool | None]]
 """For a request: ask a model (the first text) about a question, a fresh answer and another: is that as good?

@@ -163,20 +163,35 @@ class Timeouts(msgspec.Struct, frozen=True, gc=False):
 DEFAULT_TIMEOUTS = Timeouts()
 
 
+class Aside(msgspec.Struct, frozen=True, gc=False):
+    """A call that only helps to judge an answer; `fields` stand in place of the request's own of the same name."""
+
+    target: Target
+    fields: dict[str, msgspec.Raw] = {}
+    timeouts: Timeouts = DEFAULT_TIMEOUTS
+
+
 class Attempt(msgspec.Struct, frozen=True, gc=False):
-    """One planned upstream call. It is made only if those before it failed in a way that it may mend."""
+    """One planned upstream call. It is made only if those before it failed in a way that it may mend.
+
+    A `held` one's answer is kept back until the lever that planned it has read it; if it is not good enough the next
+    attempt follows. Those `beside` it are asked at the same time.
+    """
 
     target: Target
     purpose: Purpose = Purpose.SERVE
     timeouts: Timeouts = DEFAULT_TIMEOUTS
     backoff_s: float = 0.0  # waited before it, longer if the failed one's Retry-After says so
+    held: bool = False
+    beside: tuple[Aside, ...] = ()
 
 
 class Plan(msgspec.Struct, frozen=True, gc=False):
-    """Attempts in order. Retry and fallback are plans: [A, A again, B]."""
+    """Attempts in order. Retry, fallback and cascade are plans: [A, A again, B]."""
 
     attempts: tuple[Attempt, ...]
     retry_after_max_s: float = 20.0  # a longer Retry-After skips the target's other attempts
+    pinned: str = ""  # why no lever may choose another model, "" if it may
 
 
 PersonNames = Literal["off", "context", "any"]
@@ -320,6 +335,7 @@ class Decision(msgspec.Struct, frozen=True):
     saving_nusd: int | None = None  # predicted
     saving_basis: str = ""
     wants_reply: bool = False  # keep the reply for `learn`
+    wants_record: bool = False  # `learn` wants to know how it went, without the reply
     share_key: bytes = b""  # requests with the same one may share an upstream call
     memo: Any = None
 
