@@ -15,17 +15,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from msgspec import structs
 
 from trimtab import config as configuration
 from trimtab.config import Config, registry
 from trimtab.dispatch import Dispatcher
 from trimtab.errors import ConfigError, StoreError
-from trimtab.levers import ab, exact_cache, semantic_cache
+from trimtab.levers import ab, exact_cache, policy, route, semantic_cache
 from trimtab.pipeline import Pipeline
 from trimtab.ports import AnswerStore, AskAside, AskJudge, Clock, Engine, Lever
 from trimtab.prices import Prices
-from trimtab.protocols import CODECS, answer_text
+from trimtab.protocols import CODECS, answer_text, aside
+from trimtab.routing import router as routers
+from trimtab.routing.router import Head
 from trimtab.shadow import Calls, Spending, Terms, Watch
 from trimtab.similar.client import Client
 from trimtab.similar.messages import socket_path
@@ -34,7 +35,8 @@ from trimtab.stores.captures import Captures, Policies, Policy
 from trimtab.stores.journal import FileJournal
 from trimtab.stores.switches import Switches
 from trimtab.stores.switches import path_in as switches_path
-from trimtab.types import Dialect, Plan, Purpose, Reply, Request, Usage
+from trimtab.stores.threads import ThreadTable
+from trimtab.types import Dialect, Plan, Purpose, Record, Reply, Request, Target, Usage
 from trimtab.wire.endpoints import App
 from trimtab.wire.gateway import Gateway, Shared
 from trimtab.wire.intake import Ids
@@ -49,6 +51,9 @@ if TYPE_CHECKING:
     from trimtab.telemetry.webhook import Webhook
 
 _log = logging.getLogger("trimtab")
+
+QuickCost = Callable[[str, str, str, Usage, float], int | None]
+"""Engine, provider, upstream model, tokens, machine seconds to nano-USD; None while the price is being looked up."""
 
 Ports = Mapping[str, int]
 """Engines that run as processes of ours, by name, with the loopback port that each listens on."""
@@ -83,7 +88,8 @@ def build_gateway(config: Config, shared: Shared, ports: Ports, env: Mapping[str
     watch = _watch(config, shared, ask, judge)
     pipeline.watch = watch
     calls = semantic_cache.Calls(ask, judge, watch.audited)
-    levers = sorted(_levers(config, targets, shared, calls), key=lambda lever: lever.slot)
+    router = _router(config, targets, shared, pipeline, cost)
+    levers = sorted(_levers(config, targets, shared, calls, router), key=lambda lever: lever.slot)
     gateway = Gateway(config, shared, targets, levers, pipeline, watch)
     gateway.sweeper = asyncio.create_task(dispatcher.deadlines.sweep())
     known = [(engines[m.engine].provider, m.name or name) for name, m in config.models.items()]
@@ -91,16 +97,31 @@ def build_gateway(config: Config, shared: Shared, ports: Ports, env: Mapping[str
     return gateway
 
 
-def _levers(config: Config, targets: Targets, shared: Shared, calls: semantic_cache.Calls) -> list[Lever]:
-    def whole(dialect: Dialect, finish: str, fields: dict[str, msgspec.Raw]) -> bool:
-        return CODECS[dialect].finish_is_whole(finish, fields)
+def _whole(dialect: Dialect, finish: str, fields: dict[str, msgspec.Raw]) -> bool:
+    return CODECS[dialect].finish_is_whole(finish, fields)
 
-    identity = {name: _identity(config, name) for name in config.engines}.__getitem__
+
+def _levers(
+    config: Config,
+    targets: Targets,
+    shared: Shared,
+    calls: semantic_cache.Calls,
+    router: route.RouteByGain | None,
+) -> list[Lever]:
+    behind = {name: _identity(config, name) for name in config.engines}
+
+    def identity(engine: str, route: str) -> str:
+        return behind[engine] + (router.identity(route) if router is not None else "")
+
     levers: list[Lever] = [
         exact_cache.build(
-            lambda route: config.lever_settings("exact_cache", route), shared.store, shared.clock, whole, identity
+            lambda route: config.lever_settings("exact_cache", route), shared.store, shared.clock, _whole, identity
         ),
     ]
+    if configuration.is_used(config, "policy"):
+        levers.append(policy.build(lambda route: config.lever_settings("policy", route), targets.target))
+    if router is not None:
+        levers.append(router)
     if configuration.is_used(config, "ab"):
         levers.append(ab.build(lambda route: config.lever_settings("ab", route), targets.target))
     if shared.similar is not None and configuration.is_used(config, "semantic_cache"):
@@ -112,16 +133,62 @@ def _levers(config: Config, targets: Targets, shared: Shared, calls: semantic_ca
                 lambda route: config.lever_settings("semantic_cache", route),
                 shared.similar,
                 shared.clock,
-                semantic_cache.Facts(whole, identity, identity_in, Gate(config, "semantic_cache").why_not),
+                semantic_cache.Facts(_whole, identity, identity_in, Gate(config, "semantic_cache").why_not),
                 calls,
             )
         )
     return levers
 
 
-def _paid(
-    config: Config, pipeline: Pipeline, cost: Callable[[str, str, str, Usage, float], int | None], shared: Shared
-) -> AskAside:
+def _router(
+    config: Config, targets: Targets, shared: Shared, pipeline: Pipeline, cost: QuickCost
+) -> route.RouteByGain | None:
+    """What routes requests, where any are routed. Raises ConfigError for a router's file that cannot be read."""
+    if shared.similar is None or shared.threads is None or not configuration.is_used(config, "route"):
+        return None
+    from trimtab.evals.gates import Gate
+
+    heads: dict[str, tuple[Head, str]] = {}
+
+    def path(settings: route.Config) -> str:
+        return str(configuration.router_path(config, settings))
+
+    def head(settings: route.Config) -> tuple[Head, str] | None:
+        if settings.predictor == route.CLASSIFIER:
+            return None
+        if settings.predictor not in heads:
+            read, name = routers.read(Path(path(settings)))
+            heads[settings.predictor] = read.head, name
+        return heads[settings.predictor]
+
+    for settings in configuration.settings_of(config, "route"):
+        if route.in_use(settings):
+            head(settings)
+
+    def price(target: Target, usage: Usage) -> int | None:
+        return cost(target.engine, target.provider, target.upstream_model, usage, 0.0)
+
+    def spent(record: Record) -> int | None:
+        costs = [cost(one.engine, one.provider, one.model, one.usage, one.machine_s) for one in record.attempts]
+        return None if None in costs else sum(one for one in costs if one is not None)
+
+    facts = route.Facts(
+        lambda name: config.lever_settings("route", name),
+        config.table_of,
+        targets.target,
+        head,
+        path,
+        _whole,
+        Gate(config, "route").why_not,
+        lambda name: shared.switches.why("route", config.table_of(name)),
+        price,
+        spent,
+    )
+    means = route.Means(shared.similar, shared.threads, pipeline.ask_within, shared.clock, shared.dials)
+    return route.build(facts, means)
+
+
+def _paid(config: Config, pipeline: Pipeline, cost: QuickCost, shared: Shared) -> AskAside:
     """Calls that no client waits for, each counted in what the route spends on them."""
 
     async def ask(request: Request, plan: Plan, purpose: Purpose) -> Reply | None:
@@ -159,6 +226,13 @@ def _watch(config: Config, shared: Shared, ask: AskAside, judge: AskJudge) -> Wa
     )
 
 
+def _threads(config: Config, run: Path) -> ThreadTable | None:
+    """What conversations are remembered in, where any are routed."""
+    if not configuration.is_used(config, "route"):
+        return None
+    return ThreadTable(run / "threads")
+
+
 def _spent_today(config: Config, data_dir: Path, clock: Clock) -> dict[str, float]:
     """What calls that no client waited for cost since midnight UTC, by route, a worker's part of it."""
     from trimtab.stores import ledger_db, ledger_reader
@@ -177,17 +251,7 @@ def _ask_judge(targets: Targets, ask: AskAside) -> AskJudge:
     async def judge(request: Request, model: str, question: str, fresh: str, other: str) -> bool | None:
         from trimtab.semantic import llm_judge  # numpy comes with it
 
-        fields = llm_judge.llm_request(question, fresh, "", other, model)
-        asked = structs.replace(
-            request,
-            dialect=Dialect.OPENAI,
-            path="/v1/chat/completions",
-            model=model,
-            fields={name: msgspec.Raw(msgspec.json.encode(value)) for name, value in fields.items()},
-            headers=(),
-            variant=b"",
-            idempotency="",
-        )
+        asked = aside.question(request, model, llm_judge.llm_request(question, fresh, "", other, model))
         reply = await ask(asked, targets.alone(model, Dialect.OPENAI), Purpose.JUDGE)
         text = None if reply is None else answer_text(reply.body, Dialect.OPENAI)
         return None if text is None else llm_judge.llm_verdict(text).same
@@ -219,7 +283,7 @@ def answer_store(
     return LmdbStore(folder, settings.max_bytes, clock, memory)
 
 
-def _quick_cost(prices: Prices, shared: Shared) -> Callable[[str, str, str, Usage, float], int | None]:
+def _quick_cost(prices: Prices, shared: Shared) -> QuickCost:
     asked: set[tuple[str, str]] = set()
 
     def cost(engine: str, provider: str, model: str, usage: Usage, machine_s: float) -> int | None:
@@ -309,6 +373,7 @@ class Worker:
             Switches(switches_path(data_dir)),
             Spending(clock, _spent_today(config, data_dir, clock)),
             Client(socket_path(data_dir)) if configuration.keeps_similar(config) else None,
+            _threads(config, run),
         )
         self._config = config
 
@@ -484,6 +549,7 @@ def run_similar(config: Config, ready: Callable[[], None]) -> None:
 
     from trimtab.semantic.embed import load_accurate, load_fast
     from trimtab.similar import server
+    from trimtab.similar.routers import Routers
     from trimtab.similar.service import Service
     from trimtab.wheels import cache_dir, shown_on_stderr
 
@@ -495,7 +561,7 @@ def run_similar(config: Config, ready: Callable[[], None]) -> None:
         service = Service(data_dir / "cache", accurate, fast, SystemClock())
     except (OSError, sqlite3.Error) as error:
         raise StoreError(f"its file in {data_dir / 'cache'}: {error}") from error
-    asyncio.run(server.serve(socket_path(data_dir), service, ready))
+    asyncio.run(server.serve(socket_path(data_dir), service, Routers(fast), ready))
 
 
 def run_engine(config: Config, name: str, port: int, ready: Callable[[], None]) -> None:

@@ -224,6 +224,8 @@ class Pipeline:
                     flight.changed = (*flight.changed, decision)
                 if type(step) is Continue:
                     flight.request, plan, holder = step.request, step.plan, lever
+                    if not lever.changes_answers:  # what it demands is how the request is to be served
+                        flight.plan = plan
                 elif type(step) is Answer:
                     return self._replay(flight, step, decision.slot)
                 elif type(step) is Refuse:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from trimtab.errors import TrimtabError
 from trimtab.types import (
@@ -237,6 +237,51 @@ class SimilarAnswers(Protocol):
         `judge` is asked, later, where it cannot be read from the two answers whether they are equivalent; `heard` is
         told the verdict on the kept one.
         """
+        ...
+
+
+class Thread(NamedTuple):
+    """A conversation as it was last served: by which model (a number of its name), how hard it was, how warm it is."""
+
+    model: int
+    score: float  # the expected gain of the strong model
+    tokens: int  # that its model has read, and may have cached
+    at: float  # unix seconds
+
+
+class Threads(Protocol):
+    """What is remembered of conversations. Bounded: what was not used for long is forgotten."""
+
+    def find(self, key: bytes) -> Thread | None:
+        """What is known of a conversation (a hash of 16 bytes)."""
+        ...
+
+    def keep(self, key: bytes, thread: Thread) -> None:
+        """Note it, in place of what was known."""
+        ...
+
+
+class Answered(NamedTuple):
+    """A prompt with the weak model's answer, and perhaps a second one's; `gain` is what was expected before."""
+
+    prompt: str
+    answer: str
+    gain: float
+    second: str | None = None
+
+
+class Gains(Protocol):
+    """The models of trained routers, which run beside the workers. A router is named by its file."""
+
+    async def gain(self, router: str, prompt: str, timeout_s: float) -> tuple[float, bool] | None:
+        """The strong model's expected gain (-1 to 1), and whether the prompt is far from all that was learned from.
+
+        None when there is no answer in time.
+        """
+        ...
+
+    async def gain_after(self, router: str, answered: Answered, timeout_s: float) -> float | None:
+        """The same once the weak model's answer is known; None as above."""
         ...
 
 

@@ -10,6 +10,7 @@ from trimtab.config.loading import check, load, locate, with_server
 from trimtab.config.problems import Problem
 from trimtab.config.registry import changing_answers, find, known
 from trimtab.config.render import effective, to_toml
+from trimtab.config.routing import router_path
 from trimtab.config.schema import (
     DEFAULT_ROUTE,
     CaptureConfig,
@@ -27,6 +28,7 @@ from trimtab.config.schema import (
     keeps_similar,
     own_processes,
     restart_needed,
+    settings_of,
     shadowed_routes,
 )
 from trimtab.config.tables import NAME_RULE, is_name
@@ -63,6 +65,8 @@ __all__ = [
     "otlp_missing",
     "own_processes",
     "restart_needed",
+    "router_path",
+    "settings_of",
     "shadowed_routes",
     "to_toml",
     "with_server",

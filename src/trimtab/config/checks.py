@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -11,6 +11,7 @@ import msgspec
 
 from trimtab.config.problems import Path, Problems, choices, shown
 from trimtab.config.registry import find
+from trimtab.config.routing import check_routing, settings_by_path, unknown_model
 from trimtab.config.schema import (
     CaptureConfig,
     Config,
@@ -66,6 +67,7 @@ def check_whole(config: Config, document: dict[str, Any], env: Mapping[str, str]
     if keeps_similar(config):
         _check_similar(config, problems)
     _check_models_of_levers(config, models, problems)
+    check_routing(config, models, problems)
     _check_telemetry(config.telemetry, env, problems)
     all_read = bool(engines) and config.engines.keys() == engines
     if all_read and not models and not config.open_engines():
@@ -221,15 +223,15 @@ def otlp_missing() -> str:
 def _check_models_of_levers(config: Config, models: set[str], problems: Problems) -> None:
     """Models that levers and shadows name; where an engine takes any name, any will do."""
     named = [
-        ((*path, "judge_model"), settings.judge_model) for path, settings in _settings_of("semantic_cache", config)
+        ((*path, "judge_model"), settings.judge_model) for path, settings in settings_by_path("semantic_cache", config)
     ]
-    named += [((*path, "model"), settings.model) for path, settings in _settings_of("ab", config)]
+    named += [((*path, "model"), settings.model) for path, settings in settings_by_path("ab", config)]
     shadows = [(name, route.shadow) for name, route in config.routes.items() if route.shadow is not None]
     named += [(("routes", name, "shadow", "judge_model"), shadow.judge_model) for name, shadow in shadows]
     for path, model in named:
-        if model and model not in models and not config.open_engines():
-            problems.add(path, _unknown_model(model, models))
-    for path, settings in _settings_of("ab", config):
+        if model and (message := unknown_model(model, config, models)):
+            problems.add(path, message)
+    for path, settings in settings_by_path("ab", config):
         route = config.routes.get(path[1]) if path[0] == "routes" else None
         if route is not None and settings.model and settings.model == route.model:
             message = f"{shown(settings.model)} is the route's own model; name another, or leave it out"
@@ -242,20 +244,11 @@ def _check_similar(config: Config, problems: Problems) -> None:
     try:
         require_packages()
     except ConfigError as error:
-        for path, settings in _settings_of("semantic_cache", config):
+        for path, settings in settings_by_path("semantic_cache", config):
             if settings.mode != "off":
                 problems.add((*path, "mode"), error.problems[0])
         for name in shadowed_routes(config):
             problems.add(("routes", name, "shadow"), error.problems[0])
-
-
-def _settings_of(lever: str, config: Config) -> Iterator[tuple[Path, Any]]:
-    """Its settings, of all routes and of those that override them."""
-    tables: list[tuple[Path, Any]] = [(("levers",), config.levers)]
-    tables += [(("routes", name, "levers"), route.levers) for name, route in config.routes.items()]
-    for path, levers in tables:
-        if (settings := levers.get(lever)) is not None:
-            yield (*path, lever), settings
 
 
 def _check_capture(path: Path, capture: CaptureConfig, env: Mapping[str, str], problems: Problems) -> None:

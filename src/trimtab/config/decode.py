@@ -107,6 +107,10 @@ def _field(field: FieldInfo, value: Any, path: Path, problems: Problems) -> tupl
         before = len(problems)
         struct = decode(nested, value, path, problems)
         return struct, len(problems) == before
+    if isinstance(value, dict) and (item := _struct_by_name(nested)) is not None:
+        before = len(problems)
+        by_name = {name: decode(item, table, (*path, name), problems) for name, table in value.items()}
+        return {name: one for name, one in by_name.items() if one is not None}, len(problems) == before
     if isinstance(value, float) and not math.isfinite(value):
         problems.add(path, f"must be a finite number, not {value}; leave the key out for its default")
         return None, False
@@ -172,6 +176,14 @@ def _without_none(kind: Any) -> Any:
     if len(members) != 1:
         return kind
     return get_args(members[0])[0] if get_origin(members[0]) is Annotated else members[0]
+
+
+def _struct_by_name(kind: Any) -> type[Struct] | None:
+    """The Struct of `dict[str, Struct]`, None for all else."""
+    if get_origin(kind) is not dict:
+        return None
+    item = get_args(kind)[1]
+    return item if isinstance(item, type) and issubclass(item, Struct) else None
 
 
 def _description(kind: Any) -> str:

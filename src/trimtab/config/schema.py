@@ -234,13 +234,18 @@ def own_processes(config: Config) -> list[str]:
 
 def keeps_similar(config: Config) -> bool:
     """Whether the process that compares questions, and answers, runs beside the workers."""
-    return bool(shadowed_routes(config)) or is_used(config, "semantic_cache")
+    return bool(shadowed_routes(config)) or is_used(config, "semantic_cache") or is_used(config, "route")
 
 
 def is_used(config: Config, lever: str) -> bool:
     """Whether a lever that exports `in_use` may do anything on any route."""
-    settings = [config.levers.get(lever), *(route.levers.get(lever) for route in config.routes.values())]
-    return any(find("levers", lever).in_use(one) for one in settings if one is not None)
+    return any(find("levers", lever).in_use(one) for one in settings_of(config, lever))
+
+
+def settings_of(config: Config, lever: str) -> list[Any]:
+    """A lever's settings, of all routes and of those that override them."""
+    found = [config.levers.get(lever), *(route.levers.get(lever) for route in config.routes.values())]
+    return [one for one in found if one is not None]
 
 
 def shadowed_routes(config: Config) -> list[str]:
@@ -261,7 +266,8 @@ def restart_needed(old: Config, new: Config) -> list[str]:
     if keeps_similar(old) != keeps_similar(new):
         with_it = old if keeps_similar(old) else new
         shadowed = [f"routes.{name}.shadow" for name in shadowed_routes(with_it)]
-        keys += ["levers.semantic_cache.mode"] if is_used(with_it, "semantic_cache") else shadowed
+        used = [f"levers.{lever}.mode" for lever in ("semantic_cache", "route") if is_used(with_it, lever)]
+        keys += used or shadowed
     own = sorted({*own_processes(old), *own_processes(new)})
     keys += [f"engines.{name}" for name in own if old.engines.get(name) != new.engines.get(name)]
     for lever in sorted(old.levers.keys() & new.levers.keys()):

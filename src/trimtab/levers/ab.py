@@ -63,6 +63,8 @@ class SplitTraffic:
             return _decided("off for this route")
         if not plan.attempts:
             return _decided("no target")
+        if plan.pinned:
+            return _decided(f"the model is pinned by the rule {plan.pinned}")
         target = self._target(config.model, request.dialect)
         first = plan.attempts[0].target
         if first == target:

@@ -27,6 +27,7 @@ from trimtab.protocols.reuse import (
     NOT_IN_KEY,
     Whole,
     answered,
+    as_planned,
     circumstances,
     is_chat,
     side_obstacle,
@@ -90,7 +91,7 @@ class Memo(msgspec.Struct, frozen=True, gc=False):
     own_key: bytes = b""
 
 
-def _unnamed(engine: str) -> str:
+def _unnamed(engine: str, route: str) -> str:
     return ""
 
 
@@ -105,14 +106,15 @@ def build(
     store: AnswerStore,
     clock: Clock,
     whole: Whole,
-    identity: Callable[[str], str] = _unnamed,
+    identity: Callable[[str, str], str] = _unnamed,
     identifies: Callable[[bytes, PersonNames], str] = _identity_in,
 ) -> ExactCache:
     """The lever. `settings` gives a route's; `whole` is the codec's `finish_is_whole`.
 
-    `identity` says what is behind an engine's name (its URL, its weights), so that an engine that is pointed elsewhere
-    does not answer with what the former one said. `identifies` says what identifies somebody in an answer, and
-    which names do, "" if nothing: such an answer is never shared by users.
+    `identity` says what is behind an engine's name (its URL, its weights) on a route, so that an engine that is pointed
+    elsewhere, or a route that chooses models otherwise, does not answer with what the former one said. `identifies`
+    says what identifies somebody in an answer, and which names do, "" if nothing: such an answer is never shared by
+    users.
     """
     return ExactCache(settings, store, clock, whole, identity, identifies)
 
@@ -132,7 +134,7 @@ class ExactCache:
         store: AnswerStore,
         clock: Clock,
         whole: Whole,
-        identity: Callable[[str], str] = _unnamed,
+        identity: Callable[[str, str], str] = _unnamed,
         identifies: Callable[[bytes, PersonNames], str] = _identity_in,
     ) -> None:
         self._settings = settings
@@ -151,7 +153,7 @@ class ExactCache:
             return _go_on(obstacle)
         target = plan.attempts[0].target
         share = _shared_by(request, config) if config.share_users or request.scope.cache == "public" else ""
-        key = cache_key(request, target, self._identity(target.engine), share_users=bool(share))
+        key = cache_key(request, target, self._identity(target.engine, request.scope.route), share_users=bool(share))
         memo = Memo(key, target, config.ttl_s, own_key(key, request.scope.user) if share else b"")
         if request.scope.cache == "refresh":
             return _go_on("client asked cache refresh", memo, share=config.coalesce)
@@ -175,11 +177,13 @@ class ExactCache:
         )
 
     async def learn(self, outcome: Outcome, decision: Decision) -> None:
-        """Keep a whole answer of the target that the key names."""
+        """Keep a whole answer of the target that the key names, or of the one that routing chose in its place."""
         memo, reply, request = decision.memo, outcome.reply, outcome.request
         if not isinstance(memo, Memo) or reply is None or not answered(outcome.record):
             return
-        right = reply.target == memo.target and self._whole(request.dialect, reply.finish, request.fields)
+        right = as_planned(outcome.record, reply, memo.target) and self._whole(
+            request.dialect, reply.finish, request.fields
+        )
         if not right and not request.idempotency:
             return
         stored = stored_of(request, reply, memo.ttl_s)

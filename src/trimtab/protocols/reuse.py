@@ -13,7 +13,7 @@ from typing import Any, Final
 import msgspec
 from msgspec import structs
 
-from trimtab.types import Dialect, End, Record, Reply, Request, Scope, Stored, Target
+from trimtab.types import Dialect, End, Purpose, Record, Reply, Request, Scope, Slot, Stored, Target
 
 NOT_IN_KEY: Final = frozenset({"stream", "stream_options"})
 """Fields that change the answer's form and never the answer."""
@@ -103,6 +103,14 @@ def answered(record: Record) -> bool:
     The call's end and not the request's: whose client left may still have an answer, made for others who waited.
     """
     return record.status == 200 and bool(record.attempts) and record.attempts[-1].end == End.OK
+
+
+def as_planned(record: Record, reply: Reply, target: Target) -> bool:
+    """Whether an answer is the target's, or of the model that routing chose instead of it: no fallback's."""
+    if reply.target == target:
+        return True
+    routed = any(one.slot == Slot.ROUTE.name and one.step == "change" for one in record.decisions)
+    return routed and bool(record.attempts) and record.attempts[-1].purpose == Purpose.SERVE
 
 
 def stored_of(request: Request, reply: Reply, ttl_s: float) -> Stored:

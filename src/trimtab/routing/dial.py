@@ -23,6 +23,7 @@ SEEDED: Final = 512  # of them from the fitting, before there is traffic
 _FAST: Final = 0.07  # step of the first requests
 _SLOW: Final = 0.01  # the least step, reached after 2,100 requests
 _DEBT: Final = 21.0  # step times requests in between: keeps the miss within 5 points
+_BEYOND: Final = 0.1  # more than a step
 _REFERENCE: Final = 101  # quantiles of the fitted scores, kept to tell drift
 
 
@@ -102,18 +103,37 @@ class Dial:
         self._keep(score)
         return strong
 
+    def passed(self, *, strong: bool) -> None:
+        """A request was chosen by something else; what it spends counts, too."""
+        self._seen += 1
+        self._strong += strong
+
     def spend(self, amount: float) -> None:
         """What the last request spent: 1 or 0 for a share of calls, money, or the score that was probably lost."""
         self._spent += amount
         budget = self._budget
         excess = (budget.target - amount) / budget.unit
-        step = max(_SLOW, min(_FAST, _DEBT / self._seen))
-        self._level += step * max(-1.0, min(1.0, -excess if budget.raises else excess))
+        step = max(_SLOW, min(_FAST, _DEBT / max(self._seen, 1)))
+        level = self._level + step * max(-1.0, min(1.0, -excess if budget.raises else excess))
+        # `choose` alone never leads further; where others choose as well, debts must not grow without end.
+        self._level = max(-_BEYOND, min(1 + _BEYOND, level))
+
+    @property
+    def budget(self) -> Budget:
+        """What is kept."""
+        return self._budget
 
     @property
     def level(self) -> float:
         """The share of recent scores above which the strong model is called now; it may pass 0 and 1 by a step."""
         return self._level
+
+    @property
+    def threshold(self) -> float | None:
+        """The score above which the strong model is called now; None before any score is known."""
+        if not self._ordered:
+            return None
+        return self._ordered[min(len(self._ordered) - 1, max(0, round((1 - self._level) * len(self._ordered))))]
 
     @property
     def seen(self) -> int:

@@ -14,7 +14,7 @@ from typing import Final
 
 import msgspec
 
-from trimtab.ports import AnswerJudge, AuditHeard
+from trimtab.ports import Answered, AnswerJudge, AuditHeard
 from trimtab.similar.messages import (
     DECODE_SAID,
     Census,
@@ -24,6 +24,8 @@ from trimtab.similar.messages import (
     Doubt,
     Embed,
     Found,
+    Gain,
+    Gained,
     Judged,
     Learn,
     Look,
@@ -45,11 +47,11 @@ _MOST_JUDGING: Final = 8  # calls to a model at once
 _MOST_HEARING: Final = 2000
 _MOST_TOKENS: Final = 20_000  # most of a hit's never come back, and those of requests that failed
 
-_Answered = Found | Compared | Vectors | Counted
+_Answered = Found | Compared | Vectors | Gained | Counted
 
 
 class Client:
-    """Implements `ports.SimilarAnswers` over the socket at `path`; belongs to one event loop."""
+    """`ports.SimilarAnswers`, `Embeddings` and `Gains` over the socket at `path`; belongs to one event loop."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -120,6 +122,18 @@ class Client:
         said = await self._ask(n, Embed(n, accurate, texts), timeout_s)
         return said.embedded if isinstance(said, Vectors) else None
 
+    async def gain(self, router: str, prompt: str, timeout_s: float) -> tuple[float, bool] | None:
+        """What the strong model is expected to gain on a prompt; None when there is no answer in time."""
+        n = next(self._count)
+        said = await self._ask(n, Gain(n, router, prompt), timeout_s)
+        return (said.gain, said.far) if isinstance(said, Gained) else None
+
+    async def gain_after(self, router: str, answered: Answered, timeout_s: float) -> float | None:
+        """What it is expected to gain over an answer; None when there is no answer in time."""
+        n = next(self._count)
+        said = await self._ask(n, Gain(n, router, answered.prompt, answered), timeout_s)
+        return said.gain if isinstance(said, Gained) else None
+
     async def census(self, timeout_s: float = 1.0) -> list[Space]:
         """How each tenant's route is doing; empty when there is no answer in time."""
         n = next(self._count)
@@ -148,7 +162,7 @@ class Client:
         if self._writer is not None:
             self._writer.write(framed(judged))
 
-    async def _ask(self, n: int, message: Look | Compare | Embed | Census, timeout_s: float) -> _Answered | None:
+    async def _ask(self, n: int, message: Look | Compare | Embed | Gain | Census, timeout_s: float) -> _Answered | None:
         if self._writer is None:
             self._begin()
             return None

@@ -11,6 +11,7 @@ from typing import Final
 
 import msgspec
 
+from trimtab.ports import Answered
 from trimtab.types import Asked, Embedded, ReuseTerms, Similar, Stored
 
 _LONGEST_BYTES: Final = 64 << 20
@@ -94,6 +95,23 @@ class Vectors(msgspec.Struct, frozen=True, gc=False, tag="vectors"):
     embedded: Embedded
 
 
+class Gain(msgspec.Struct, frozen=True, gc=False, tag="gain"):
+    """What would the strong model gain on this prompt, by a router's file? Or over an answer to it?"""
+
+    n: int
+    router: str
+    prompt: str
+    answered: Answered | None = None
+
+
+class Gained(msgspec.Struct, frozen=True, gc=False, tag="gained"):
+    """The answer to `Gain`; `far`: the prompt is far from all that the router learned from."""
+
+    n: int
+    gain: float
+    far: bool = False
+
+
 class Census(msgspec.Struct, frozen=True, gc=False, tag="census"):
     """How are things? For metrics and `trimtab cache stats`."""
 
@@ -123,13 +141,13 @@ class Counted(msgspec.Struct, frozen=True, gc=False, tag="counted"):
 
 
 _ENCODE: Final = msgspec.msgpack.Encoder().encode
-DECODE_ASKED: Final = msgspec.msgpack.Decoder(Look | Learn | Judged | Compare | Embed | Census).decode
-DECODE_SAID: Final = msgspec.msgpack.Decoder(Found | Doubt | Told | Compared | Vectors | Counted).decode
-Said = Found | Doubt | Told | Compared | Vectors | Counted
-"""What the process says."""
+Asking = Look | Learn | Judged | Compare | Embed | Gain | Census
+Said = Found | Doubt | Told | Compared | Vectors | Gained | Counted
+DECODE_ASKED: Final = msgspec.msgpack.Decoder(Asking).decode
+DECODE_SAID: Final = msgspec.msgpack.Decoder(Said).decode
 
 
-def framed(message: Look | Learn | Judged | Compare | Embed | Census | Said) -> bytes:
+def framed(message: Asking | Said) -> bytes:
     """A message with its length before it."""
     body = _ENCODE(message)
     return len(body).to_bytes(4, "little") + body

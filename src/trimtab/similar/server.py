@@ -15,6 +15,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
@@ -27,6 +28,7 @@ from trimtab.similar.messages import (
     Compared,
     Counted,
     Embed,
+    Gain,
     Judged,
     Learn,
     Look,
@@ -35,6 +37,7 @@ from trimtab.similar.messages import (
     framed,
     read,
 )
+from trimtab.similar.routers import Routers
 from trimtab.similar.service import Service
 
 _log = logging.getLogger("trimtab.similar")
@@ -116,13 +119,17 @@ class _Hands:
             self._service.failed(error)
         except (OSError, sqlite3.Error) as worse:
             error = worse
+        self.complain(error)
+
+    def complain(self, error: Exception) -> None:
+        """Tell the log, once a minute."""
         now = time.monotonic()
         if now - self._logged_at >= _LOG_EVERY_S:
             self._logged_at = now
-            _log.warning("the semantic cache goes without: %s: %s", type(error).__name__, error)
+            _log.warning("a request goes without its neighbours or its router: %s: %s", type(error).__name__, error)
 
 
-async def serve(path: Path, service: Service, ready: Callable[[], None]) -> None:
+async def serve(path: Path, service: Service, routers: Routers, ready: Callable[[], None]) -> None:
     """Serve until SIGTERM or SIGINT. The socket is for this user only."""
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -130,6 +137,13 @@ async def serve(path: Path, service: Service, ready: Callable[[], None]) -> None
     hands = _Hands(service)
 
     turn, embedding = asyncio.Lock(), set[asyncio.Task[None]]()
+    router = ThreadPoolExecutor(1, "routers")  # of its own: what waits for it are requests
+
+    def gain(message: Gain, reply: Reply) -> None:
+        try:
+            reply(routers.answer(message))
+        except Exception as error:
+            hands.complain(error)
 
     async def embed(message: Embed | Compare, reply: Reply) -> None:
         async with turn:  # one at a time, on a thread of its own: questions must not wait for it
@@ -150,6 +164,8 @@ async def serve(path: Path, service: Service, ready: Callable[[], None]) -> None
                 message = DECODE_ASKED(await read(reader))
                 if isinstance(message, Learn | Judged):
                     hands.say(message, reply)
+                elif isinstance(message, Gain):
+                    router.submit(gain, message, reply)
                 elif isinstance(message, Embed | Compare):
                     embedding.add(task := loop.create_task(embed(message, reply)))
                     task.add_done_callback(embedding.discard)
@@ -173,5 +189,6 @@ async def serve(path: Path, service: Service, ready: Callable[[], None]) -> None
         await stop.wait()
     finally:
         server.close()
+        router.shutdown(cancel_futures=True)
         await asyncio.to_thread(hands.close)
         path.unlink(missing_ok=True)

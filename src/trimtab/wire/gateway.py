@@ -12,7 +12,8 @@ import msgspec
 from trimtab.config import Config
 from trimtab.errors import ModelNotFound
 from trimtab.pipeline import Pipeline
-from trimtab.ports import AnswerStore, Clock, Lever
+from trimtab.ports import AnswerStore, Clock, Lever, Threads
+from trimtab.routing.dial import Dial
 from trimtab.shadow import Spending, Watch
 from trimtab.stores import ledger_db, ledger_reader
 from trimtab.stores.switches import Switches
@@ -44,6 +45,8 @@ class Shared(msgspec.Struct):
     switches: Switches
     spending: Spending  # of calls that no client waits for
     similar: Any = None  # similar.client.Client: the process beside, if this gateway has one
+    threads: Threads | None = None  # which model serves which conversation, if any are routed
+    dials: dict[str, Dial] = msgspec.field(default_factory=dict)  # of routes with a budget
 
 
 class Gateway:

@@ -17,7 +17,7 @@ import msgspec
 
 from trimtab.levers.semantic_cache.question import Question, Rules, question_of, shares_users
 from trimtab.ports import AskAside, AskJudge, Clock, SimilarAnswers
-from trimtab.protocols.reuse import Whole, answered, stored_of
+from trimtab.protocols.reuse import Whole, answered, as_planned, stored_of
 from trimtab.types import (
     Answer,
     Asked,
@@ -91,7 +91,7 @@ class Facts(NamedTuple):
     """What the lever asks about engines and answers; each as the exact cache's `build` takes it."""
 
     whole: Whole
-    identity: Callable[[str], str]
+    identity: Callable[[str, str], str]
     identifies: Callable[[bytes, PersonNames], str]
     no_verdict: Callable[[Scope, str], str]  # why none covers the settings for this scope and model, "" if one does
 
@@ -144,7 +144,7 @@ class SemanticCache:
         if not plan.attempts:
             return _go_on("no target")
         target = plan.attempts[0].target
-        question = question_of(request, target, self._facts.identity(target.engine), config)
+        question = question_of(request, target, self._facts.identity(target.engine, scope.route), config)
         if not isinstance(question, Question):
             return _go_on(question)
         held = self._facts.no_verdict(scope, target.model) if mode == "static" else ""
@@ -196,7 +196,7 @@ class SemanticCache:
             reply = await self._calls.shadow(request, memo.plan, Purpose.SHADOW)
         elif not answered(outcome.record):
             return
-        if reply is None or reply.target != memo.target:
+        if reply is None or not as_planned(outcome.record, reply, memo.target):
             return
         if not self._facts.whole(request.dialect, reply.finish, request.fields):
             return

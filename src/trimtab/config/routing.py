@@ -1,0 +1,151 @@
+"""What the levers that choose models refer to: models, routers' files, prices, budgets that can be kept."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path as FilePath
+from typing import Any, Final
+
+from trimtab.config.problems import Path, Problems, choices, shown
+from trimtab.config.schema import Config
+from trimtab.errors import ConfigError
+from trimtab.prices import Prices
+from trimtab.routing import router
+from trimtab.types import Usage
+
+DEFAULT_ROUTER: Final = "default"
+CLASSIFIER: Final = "classifier"
+_BUDGETS: Final = ("strong_share", "max_usd_per_request", "quality_floor")
+_TYPICAL: Final = Usage(input=1000, output=300)
+
+
+def router_path(config: Config, settings: Any) -> FilePath:
+    """The router's file that settings of the lever `route` name."""
+    if settings.predictor in (DEFAULT_ROUTER, CLASSIFIER):
+        return router.default_path()
+    return FilePath(config.source).parent / FilePath(settings.predictor).expanduser()
+
+
+def check_routing(config: Config, models: set[str], problems: Problems) -> None:
+    """Report rules and routers that name what is not there, and budgets that nothing can keep."""
+    for path, settings in settings_by_path("policy", config):
+        for name, rule in settings.rules.items():
+            _check_rule((*path, "rules", name), rule, config, models, problems)
+    for path, settings in settings_by_path("route", config):
+        if settings.mode != "off":
+            _check_route(path, settings, config, models, problems)
+
+
+def settings_by_path(lever: str, config: Config) -> Iterator[tuple[Path, Any]]:
+    """A lever's settings, of all routes and of those that override them, with the tables that they are in."""
+    tables: list[tuple[Path, Any]] = [(("levers",), config.levers)]
+    tables += [(("routes", name, "levers"), route.levers) for name, route in config.routes.items()]
+    for path, levers in tables:
+        if (settings := levers.get(lever)) is not None:
+            yield (*path, lever), settings
+
+
+def unknown_model(name: str, config: Config, models: set[str]) -> str:
+    """Why no engine can serve a model by this name, "" if one can."""
+    if name in models or config.open_engines():
+        return ""
+    return f'unknown model {shown(name)}; {choices(name, models)} (or add [models."{name}"])'
+
+
+def _check_rule(path: Path, rule: Any, config: Config, models: set[str], problems: Problems) -> None:
+    done = [name for name in ("model", "keep", "refuse") if getattr(rule, name)]
+    if len(done) != 1:
+        what = "says nothing to do" if not done else f"says {' and '.join(done)} at once"
+        problems.add(path, f'{what}; give it one of model = "...", keep = true, refuse = "words"')
+    if rule.model and (message := unknown_model(rule.model, config, models)):
+        problems.add((*path, "model"), message)
+    if rule.max_tokens is not None and rule.max_tokens < rule.min_tokens:
+        problems.add((*path, "max_tokens"), f"{rule.max_tokens} is below min_tokens {rule.min_tokens}: nothing fits")
+
+
+def _check_route(path: Path, settings: Any, config: Config, models: set[str], problems: Problems) -> None:
+    before = len(problems)
+    if not settings.weak:
+        problems.add((*path, "weak"), 'is missing; name the cheap model, or set mode = "off"')
+    for name in ("weak", "strong", "second", "classifier_model", "verifier_model"):
+        model = getattr(settings, name)
+        if model and (message := unknown_model(model, config, models)):
+            problems.add((*path, name), message)
+    if settings.weak and settings.weak in (settings.strong, settings.second):
+        name = "strong" if settings.weak == settings.strong else "second"
+        problems.add((*path, name), f"is the weak model itself, {shown(settings.weak)}; name another")
+    wanted = [name for name in _BUDGETS if getattr(settings, name) is not None]
+    if len(wanted) > 1:
+        problems.add((*path, wanted[1]), f"only one budget can be kept; {wanted[0]} is set, too")
+    if settings.predictor == CLASSIFIER:
+        if not settings.classifier_model:
+            problems.add((*path, "classifier_model"), "is missing; name the model that grades requests")
+        if settings.quality_floor is not None:
+            problems.add((*path, "quality_floor"), "grades are no scores; train a router, or set strong_share")
+    else:
+        _check_router(path, settings, config, problems)
+    if settings.max_usd_per_request is not None and len(problems) == before:
+        _check_prices(path, settings, config, problems)
+
+
+def _check_router(path: Path, settings: Any, config: Config, problems: Problems) -> None:
+    from trimtab.semantic.embed import require_packages
+
+    try:
+        require_packages()
+        head = router.read(router_path(config, settings))[0].head
+    except ConfigError as error:
+        problems.add((*path, "predictor"), error.problems[0])
+        return
+    for name in ("weak", "strong", "second"):
+        trained, own = getattr(head, name), getattr(settings, name)
+        if trained and own and own != trained and _upstream(own, config) != trained:
+            problems.add((*path, name), f"the router was trained for {shown(trained)}, not {shown(own)}")
+    if head.weak:
+        return
+    if settings.quality_floor is not None:
+        message = (
+            "the router that comes with Trimtab knows nothing of your models; train one with `trimtab route train`"
+        )
+        problems.add((*path, "quality_floor"), message)
+    elif settings.strong_share is None and settings.max_usd_per_request is None:
+        message = (
+            "the router that comes with Trimtab only orders requests: set strong_share or max_usd_per_request, "
+            "or train one for your models with `trimtab route train`"
+        )
+        problems.add((*path, "predictor"), message)
+
+
+def _check_prices(path: Path, settings: Any, config: Config, problems: Problems) -> None:
+    """A ceiling on cost takes prices of both models, and a cheap one that is below it."""
+    key = (*path, "max_usd_per_request")
+    if not settings.strong:
+        problems.add((*path, "strong"), "is missing; a ceiling on cost takes the strong model's price")
+        return
+    prices, usd = Prices.of_tables(config.prices, config.models), {}
+    for name in ("weak", "strong"):
+        model = getattr(settings, name)
+        own = config.models.get(model)
+        engine = own.engine if own is not None else ""
+        kind = config.engines[engine].settings if engine in config.engines else None
+        provider = str(getattr(kind, "provider", "") or "")
+        upstream = own.name if own is not None else model
+        nusd = prices.price(provider, upstream, _TYPICAL, time.time(), engine=engine, machine_s=None).nusd
+        if nusd is None:
+            problems.add(key, f'no price is known for {shown(model)}; add price = {{ ... }} to [models."{model}"]')
+            return
+        usd[name] = nusd / 1e9
+    if not usd["weak"] < usd["strong"]:
+        problems.add(key, f"{shown(settings.weak)} is not cheaper than {shown(settings.strong)}: nothing can be saved")
+    elif settings.max_usd_per_request < usd["weak"]:
+        message = (
+            f"{settings.max_usd_per_request:g} cannot be kept: a request of 1,000 tokens in and 300 out costs "
+            f"{usd['weak']:g} with {shown(settings.weak)} alone"
+        )
+        problems.add(key, message)
+
+
+def _upstream(model: str, config: Config) -> str:
+    own = config.models.get(model)
+    return own.name if own is not None else model
