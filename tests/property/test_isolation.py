@@ -219,7 +219,7 @@ def fresh(asked: Asked, talk):
 
 def exact(gate, store, **config):
     settings_ = exact_cache.Config(**config)
-    return exact_cache.build(lambda route: settings_, store, Clock(), gate.whole, lambda engine: gate.identity)
+    return exact_cache.build(lambda route: settings_, store, Clock(), gate.whole, lambda engine, route: gate.identity)
 
 
 @FEW
@@ -286,7 +286,9 @@ def similar(tmp_path):
 def semantic(similar, **config):
     rules = {"history": "exact", "tools": True, "time_sensitive": True, "personal": True, "any_temperature": True}
     settings_ = semantic_cache.Config(mode="static", threshold=-1.0, audit_share=0.0, **rules | config)
-    facts = semantic_cache.Facts(similar.gate.whole, lambda engine: similar.gate.identity, identity_in, lambda *_: "")
+    facts = semantic_cache.Facts(
+        similar.gate.whole, lambda engine, route: similar.gate.identity, identity_in, lambda *_: ""
+    )
     return semantic_cache.build(lambda route: settings_, similar.answers, Clock(), facts, None)
 
 

@@ -116,6 +116,8 @@ tenant = "acme"
         "  routes   support",
         "  levers   ab: off",
         "           exact_cache: on, off on support",
+        "           policy: off",
+        "           route: off",
         "           semantic_cache: off",
         "  keys     acme: tenant acme",
     ]

@@ -363,7 +363,7 @@ async def test_another_first_target_is_another_question(store, clock):
 
 async def test_an_engine_that_is_pointed_elsewhere_is_another_question(store, clock):
     urls = {"openai": "https://one.test/v1"}
-    cache = build(lambda route: Config(), store, clock, whole, urls.__getitem__)
+    cache = build(lambda route: Config(), store, clock, whole, lambda engine, route: urls[engine])
     await cache.learn(outcome(ask()), await cache.decide(ask(), PLAN))
     assert isinstance((await cache.decide(ask(), PLAN)).step, Answer)
     urls["openai"] = "https://two.test/v1"

@@ -31,7 +31,7 @@ class Answers:
 
 
 def lever(answers: Answers, **config):
-    facts = Facts(lambda *_: True, lambda engine: "", identity_in, lambda *_: "")
+    facts = Facts(lambda *_: True, lambda engine, route: "", identity_in, lambda *_: "")
     return build(lambda route: Config(mode="static", **config), answers, FakeClock(), facts, None)
 
 
