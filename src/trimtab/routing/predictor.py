@@ -103,7 +103,8 @@ def fit(
 ) -> Fitted:
     """Learn from prompts and both models' scores (0 to 1), shapes (n,).
 
-    Equal questions share a fold. A model of few `landmarks` is small and coarse. Raises BadRequest for fewer than FEWEST prompts, and for scores that are not numbers.
+    Equal questions share a fold. A model of few `landmarks` is small and coarse. Raises BadRequest for fewer than
+    FEWEST prompts, and for scores that are not numbers.
     """
     gain = gains(len(prompts), weak, strong)
     raw = features.matrix(prompts)

@@ -25,7 +25,7 @@ class Serving:
         return self._acceptance is not None
 
     def gain(self, prompt: str, embedder: Embeds) -> tuple[float, bool]:
-        """The strong model's expected gain over the weak one (-1 to 1), and whether the prompt is far from all examples.
+        """The strong model's expected gain (-1 to 1), and whether the prompt is far from all that was learned from.
 
         Raises BadRequest for an embedder of other dimensions than the one fitted to.
         """
