@@ -28,6 +28,7 @@ COMMANDS = {
     "replay": ("trimtab.cli.replay:replay", "Send real traffic to a server, and report what users would feel."),
     "eval": ("trimtab.cli.eval:evals", "Run eval suites under one setting or several, and see what changed."),
     "gate": ("trimtab.cli.gate:gate", "Did quality survive? Pass, fail or undecided, by stratum."),
+    "route": ("trimtab.cli.route:route", "Train a router: which requests the cheap model gets right."),
     "bench": ("trimtab.cli.bench:bench", "Measure a lever on data of your own, before it is switched on."),
     "engine": ("trimtab.cli.engine:engine", "Prepare models for the embedded engine."),
     "demo": ("trimtab.cli.demo:demo", "Replay real questions, levers off, then on, and compare."),

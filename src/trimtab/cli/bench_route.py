@@ -3,53 +3,26 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from trimtab.cli.route_options import FOLDER, SecondModel, TokenPrices
+from trimtab.cli.route_view import figures_table
+
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from trimtab.measure.routes import Report
-
-_FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
-
-
-class _Second(click.ParamType[Any]):
-    name = "DIR:MODEL"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        folder, colon, model = str(value).partition(":")
-        if not colon or not model:
-            self.fail(f"{value!r} should be a folder, a colon and a model's name", param, ctx)
-        if not Path(folder).is_dir():
-            self.fail(f"{folder!r} is no folder", param, ctx)
-        return Path(folder), model
-
-
-class _Prices(click.ParamType[Any]):
-    name = "IN_A,OUT_A,IN_B,OUT_B[,IN_S,OUT_S]"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        try:
-            prices = tuple(float(one) for one in str(value).split(","))
-        except ValueError:
-            prices = ()
-        if len(prices) not in (4, 6) or not all(0 <= one < float("inf") for one in prices):
-            self.fail(f"{value!r} should be four or six numbers, none below 0, with commas between", param, ctx)
-        return prices
 
 
 @click.command()
-@click.option("--data", type=_FOLDER, required=True, help="Folder with prompts.jsonl.gz and scores.csv.gz.")
+@click.option("--data", type=FOLDER, required=True, help="Folder with prompts.jsonl.gz and scores.csv.gz.")
 @click.option("--weak", required=True, metavar="A", help="The cheap model: a column of the scores.")
 @click.option("--strong", required=True, metavar="B", help="The dear model: another column.")
-@click.option("--second", type=_Second(), help="A second cheap model whose answers check the first one's.")
-@click.option("--train", type=_FOLDER, multiple=True, help="Learn from this folder, too; alone, from it only.")
+@click.option("--second", type=SecondModel(), help="A second cheap model whose answers check the first one's.")
+@click.option("--train", type=FOLDER, multiple=True, help="Learn from this folder, too; alone, from it only.")
 @click.option("--folds", type=click.IntRange(2, 100), help="Cross-validation within --data; 5 unless told otherwise.")
 @click.option("--labels", type=click.IntRange(20), help="Learn from so many prompts of --data, route the others.")
-@click.option("--prices", type=_Prices(), help="USD a million tokens; without, strong calls are counted.")
+@click.option("--prices", type=TokenPrices(), help="USD a million tokens; without, strong calls are counted.")
 @click.option("--budget", type=click.FloatRange(0, 1), help="The strong model's share to keep over the stream [0.5].")
 @click.option("--floor", type=click.FloatRange(0, 1, min_open=True), default=0.99, show_default=True,
               help="Share of the best single model's score that the chosen setting must keep.")  # fmt: skip
@@ -94,7 +67,7 @@ def _show(report: Report) -> None:
         f"costs: {report.costs}",
         markup=False,
     )
-    console.print(_table(report))
+    console.print(figures_table(report.rows))
     gap = report.gain_over_length
     console.print(f"ours prompt-only minus length rule: {gap['apgr']:+.3f} ({gap['low']:+.3f} to {gap['high']:+.3f})")
     chosen = report.setting
@@ -114,24 +87,3 @@ def _show(report: Report) -> None:
     console.print(f"decision: p50 {report.latency_ms['p50']:.2f} ms, p99 {report.latency_ms['p99']:.2f} ms of CPU")
     for note in report.notes:
         console.print(f"note: {note}", markup=False)
-
-
-def _table(report: Report) -> Table:
-    from rich.table import Table
-
-    table = Table("router", "APGR", "95%", "CPT50", "CPT80", "saved at 95%", "saved at 99%", box=None, pad_edge=False)
-    for row in report.rows:
-        table.add_row(
-            row.name,
-            _cell(row.apgr, "{:.3f}"),
-            f"{_cell(row.apgr_low, '{:.3f}')} to {_cell(row.apgr_high, '{:.3f}')}",
-            _cell(row.cpt50, "{:.0f}%"),
-            _cell(row.cpt80, "{:.0f}%"),
-            _cell(row.saved_at_95, "{:.0%}"),
-            _cell(row.saved_at_99, "{:.0%}"),
-        )
-    return table
-
-
-def _cell(value: float | None, shape: str) -> str:
-    return "-" if value is None else shape.format(value)

@@ -50,12 +50,7 @@ class Changed(msgspec.Struct, frozen=True):
 
 def pairs(reference: Run, candidate: Run) -> dict[str, list[Item]]:
     """What both answered, by stratum, in the reference's order. Raises BadRequest if they are of different suites."""
-    if reference.head.suite_sha256 != candidate.head.suite_sha256:
-        raise BadRequest(
-            f"{reference.name} and {candidate.name} are runs of different suites, or of different versions of "
-            f"{reference.head.suite!r}: run both with the same",
-            param="candidate",
-        )
+    require_same_suite(reference, candidate)
     ours, theirs = by_item(reference), by_item(candidate)
     found: dict[str, list[Item]] = {}
     for item, answers in ours.items():
@@ -80,8 +75,7 @@ def table(runs: Sequence[Run]) -> Table:
 
 def changed(before: Run, after: Run) -> list[Changed]:
     """Items whose scores differ, the worst first. Raises BadRequest if the suites differ."""
-    if before.head.suite_sha256 != after.head.suite_sha256:
-        pairs(before, after)
+    require_same_suite(before, after)
     theirs = by_item(after)
     found = []
     for item, answers in by_item(before).items():
@@ -93,6 +87,27 @@ def changed(before: Run, after: Run) -> list[Changed]:
             worst = min(others, key=lambda one: one.score) if loss > 0 else max(others, key=lambda one: one.score)
             found.append(Changed(item, answers[0].stratum, loss, answers[0].text, worst.text, worst.why))
     return sorted(found, key=lambda one: -one.loss)
+
+
+def require_same_suite(one: Run, other: Run) -> None:
+    """Raises BadRequest for runs of different suites."""
+    if one.head.suite_sha256 != other.head.suite_sha256:
+        raise BadRequest(
+            f"{one.name} and {other.name} are runs of different suites, or of different versions of "
+            f"{one.head.suite!r}: run both with the same",
+            param="candidate",
+        )
+
+
+def require_same_items(one: Run, other: Run) -> None:
+    """Raises BadRequest where one of two runs lacks items that the other has."""
+    missing = {item for item, _ in one.answers} ^ {item for item, _ in other.answers}
+    if missing:
+        raise BadRequest(
+            f"{one.name} and {other.name} did not answer the same items ({len(missing)} differ, such as "
+            f"{min(missing)}): run both to their end, for what is missing may not be missing by chance",
+            param="candidate",
+        )
 
 
 def by_item(run: Run) -> dict[str, list[Answered]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 
 from trimtab.errors import BadRequest
-from trimtab.evals.compare import pairs
+from trimtab.evals.compare import pairs, require_same_items
 from trimtab.evals.runs import Head, Run
 from trimtab.quality.paired import Item
 from trimtab.quality.verdict import GateTerms, Verdict, judge
@@ -26,13 +26,7 @@ class VerdictFile(msgspec.Struct, frozen=True):
 def of_runs(reference: Run, candidate: Run, terms: GateTerms, at: float) -> VerdictFile:
     """Judge two whole runs. Raises BadRequest where the two lack items that the other has."""
     strata: Mapping[str, list[Item]] = pairs(reference, candidate)
-    missing = {item for item, _ in reference.answers} ^ {item for item, _ in candidate.answers}
-    if missing:
-        raise BadRequest(
-            f"{reference.name} and {candidate.name} did not answer the same items ({len(missing)} differ, such as "
-            f"{min(missing)}): run both to their end, for what is missing may not be missing by chance",
-            param="candidate",
-        )
+    require_same_items(reference, candidate)
     return VerdictFile(judge(strata, terms), reference.head, candidate.head, at)
 
 

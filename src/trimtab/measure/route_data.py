@@ -1,4 +1,4 @@
-"""What `trimtab bench route` measures on: two models' outcomes, and which prompts a router may learn from."""
+"""Two models' recorded outcomes, as `trimtab bench route` and `trimtab route train` need them."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.errors import BadRequest
-from trimtab.routing import data, predictor, setting
+from trimtab.routing import acceptance, data, evaluate, predictor, setting
 from trimtab.routing.data import Answer, Outcomes
 
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
 Ints = NDArray[np.intp]
 
 FOLDS: Final = 5
@@ -177,6 +179,35 @@ def together(parts: Sequence[Examples]) -> Examples:
         np.concatenate([one.second_score for one in parts]),
         {name: np.concatenate([one.costs[name] for one in parts]) for name in COSTS},
     )
+
+
+def taught(of: Examples, gains: Floats) -> acceptance.Examples:
+    """What an acceptance model learns from; `gains` are the predictor's on left-out prompts."""
+    return acceptance.Examples(of.prompts, of.answers, of.weak, of.strong, gains, of.second)
+
+
+def outcome(of: Examples, gains: Floats, far: Bools, after: Floats | None, served: Floats) -> setting.Outcome:
+    """What a setting is chosen by; `served` are the scores of the cheap answers that a cascade serves."""
+    costs = of.costs
+    return setting.Outcome(
+        gains, far, after, of.weak, of.strong, served, costs["weak"], costs["strong"], costs["check"]
+    )
+
+
+def truth(of: Examples, served: Floats | None = None) -> evaluate.Truth:
+    """What the prompts give and cost a router of prompts, or a cascade that serves cheap answers of such scores."""
+    weak, strong = of.costs["weak"], of.costs["strong"]
+    if served is None:
+        return evaluate.Truth(of.weak, of.strong, of.weak, weak, strong, strong)
+    first = weak + of.costs["check"]
+    return evaluate.Truth(of.weak, of.strong, served, first, first + strong, strong)
+
+
+def cost_words(prices: tuple[float, ...] | None) -> str:
+    """How calls are priced by `priced`."""
+    if prices is None:
+        return "strong calls: no --prices were given, and the weak model counts as free"
+    return "tokens (characters / 4) at the given prices, every attempt counted"
 
 
 def priced(job: Job, prompts: Sequence[str], answers: dict[str, Sequence[Answer]]) -> dict[str, Any]:

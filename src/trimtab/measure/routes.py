@@ -10,7 +10,20 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab.measure.route_data import FOLDS, Examples, Job, borrowed, check, examples, splits, together
+from trimtab.measure.route_data import (
+    FOLDS,
+    Examples,
+    Job,
+    borrowed,
+    check,
+    cost_words,
+    examples,
+    outcome,
+    splits,
+    taught,
+    together,
+    truth,
+)
 from trimtab.measure.stats import quantile
 from trimtab.routing import acceptance, data, evaluate, predictor, setting
 from trimtab.routing.dial import Dial, strong_share
@@ -23,8 +36,7 @@ Ints = NDArray[np.intp]
 
 SETTLED: Final = 300  # requests after which a dial must be near its share
 # The second one is the published protocol's: it serves the weak model's answers only, and has a row of its own where
-# the
-# first may serve a second cheap model's.
+# the first may serve a second cheap model's.
 CASCADES: Final = ("ours cascade", "ours cascade, weak answers only")
 _TIMED: Final = 500  # decisions timed
 _STREAM_BUDGET: Final = 0.5  # the strong share asked of the stream if none is named
@@ -170,12 +182,12 @@ def _route(split: _Split, routed: _Routed, embedder: Embeds, job: Job, notes: li
     looks = _looks(split, learned.held_out, gains, job.seed)
     best = looks[0] if looks else _Look(None, None, lesson.weak, test.weak)
     chosen = setting.choose(
-        _outcome(lesson, learned.held_out, np.zeros(len(lesson.prompts), np.bool_), best.held_out, best.lesson_served),
+        outcome(lesson, learned.held_out, np.zeros(len(lesson.prompts), np.bool_), best.held_out, best.lesson_served),
         floor=job.floor,
     )
     if split.foreign:
         chosen = setting.unproven(chosen)
-    score, cost, strong = setting.played(chosen, _outcome(test, gains, far, best.after, best.served))
+    score, cost, strong = setting.played(chosen, outcome(test, gains, far, best.after, best.served))
     best_weak = not split.foreign and lesson.weak.mean() >= lesson.strong.mean()
     centre = _mean_gain(lesson)
     routed.gains[rows], routed.strong[rows], routed.seen[rows] = gains - centre, strong, True
@@ -206,20 +218,16 @@ def _looks(split: _Split, held_out: Floats, gains: Floats, seed: int) -> list[_L
         return [plain]
     # Which of two cheap answers to serve is the same question as whether to escalate, with the second model as the
     # strong one.
-    prefer = acceptance.fit(_taught(msgspec.structs.replace(lesson, strong=lesson.second_score), held_out), seed=seed)
+    prefer = acceptance.fit(taught(msgspec.structs.replace(lesson, strong=lesson.second_score), held_out), seed=seed)
     by_lesson = prefer.held_out > 0
     by_test = prefer.acceptance.estimates(test.prompts, test.answers, gains, test.second) > 0
     return [_look(_swapped(lesson, by_lesson), _swapped(test, by_test), held_out, gains, seed), plain]
 
 
 def _look(lesson: Examples, test: Examples, held_out: Floats, gains: Floats, seed: int) -> _Look:
-    fitted = acceptance.fit(_taught(lesson, held_out), seed=seed)
+    fitted = acceptance.fit(taught(lesson, held_out), seed=seed)
     after = fitted.acceptance.estimates(test.prompts, test.answers, gains, test.second)
     return _Look(fitted.held_out, after, lesson.weak, test.weak)
-
-
-def _taught(of: Examples, gains: Floats) -> acceptance.Examples:
-    return acceptance.Examples(of.prompts, of.answers, of.weak, of.strong, gains, of.second)
 
 
 def _swapped(of: Examples, swap: Bools) -> Examples:
@@ -232,13 +240,6 @@ def _swapped(of: Examples, swap: Bools) -> Examples:
         weak=np.where(swap, of.second_score, of.weak),
         answers=tuple(other if turn else own for own, other, turn in pairs),
         second=tuple(own if turn else other for own, other, turn in pairs),
-    )
-
-
-def _outcome(of: Examples, gains: Floats, far: Bools, after: Floats | None, served: Floats) -> setting.Outcome:
-    costs = of.costs
-    return setting.Outcome(
-        gains, far, after, of.weak, of.strong, served, costs["weak"], costs["strong"], costs["check"]
     )
 
 
@@ -260,7 +261,7 @@ def _task_means(lesson: Examples, test: Examples) -> Floats:
 def _report(job: Job, test: Examples, rows: Ints, routed: _Routed, embedder: Embeds, notes: list[str]) -> Report:
     gains = routed.gains[rows]
     length = np.array([float(len(one)) for one in test.prompts])
-    by_prompt = _truth(test)
+    by_prompt = truth(test)
     weak_leads = test.weak.mean() >= test.strong.mean()
     if weak_leads:
         notes.append(f"{job.strong} scores no more than {job.weak} here: there is no lead to recover")
@@ -273,7 +274,7 @@ def _report(job: Job, test: Examples, rows: Ints, routed: _Routed, embedder: Emb
     ]
     routers = {"ours prompt-only": (gains, test.weak, routed.fitted["prompt"])}
     for name, (after, served) in ((name, values[:, rows]) for name, values in routed.after.items()):
-        table.append(evaluate.figures(name, after, _truth(test, served), seed=job.seed))
+        table.append(evaluate.figures(name, after, truth(test, served), seed=job.seed))
         routers[name] = (after, served, routed.fitted[name])
     if job.second is not None:
         notes.append(f"the second model, {job.second[1]}, alone scores {np.nanmean(test.second_score):.1%}")
@@ -293,7 +294,7 @@ def _report(job: Job, test: Examples, rows: Ints, routed: _Routed, embedder: Emb
         weak_score=_rounded(test.weak.mean()),
         strong_score=_rounded(test.strong.mean()),
         split=_split_words(job),
-        costs=_cost_words(job),
+        costs=cost_words(job.prices),
         notes=notes,
         rows=table,
         gain_over_length={"apgr": _rounded(difference), "low": _rounded(low), "high": _rounded(high)},
@@ -301,15 +302,6 @@ def _report(job: Job, test: Examples, rows: Ints, routed: _Routed, embedder: Emb
         stream=[_stream(name, asked, *one, test) for name, one in routers.items()],
         latency_ms=_latency(test.prompts, routed.predictor, embedder),
     )
-
-
-def _truth(test: Examples, served: Floats | None = None) -> evaluate.Truth:
-    """What the prompts give and cost a router of prompts, or a cascade that serves cheap answers of such scores."""
-    weak, strong = test.costs["weak"], test.costs["strong"]
-    if served is None:
-        return evaluate.Truth(test.weak, test.strong, test.weak, weak, strong, strong)
-    first = weak + test.costs["check"]
-    return evaluate.Truth(test.weak, test.strong, served, first, first + strong, strong)
 
 
 def _choice(test: Examples, rows: Ints, routed: _Routed) -> Choice:
@@ -382,12 +374,6 @@ def _split_words(job: Job) -> str:
     elif job.folds or not job.train:
         parts.append(f"{job.folds or FOLDS}-fold cross-validation by question")
     return "; ".join(parts)
-
-
-def _cost_words(job: Job) -> str:
-    if job.prices is None:
-        return "strong calls: no --prices were given, and the weak model counts as free"
-    return "tokens (characters / 4) at the given prices, every attempt counted"
 
 
 def _rounded(value: float) -> float:

@@ -19,7 +19,7 @@ Floats = NDArray[np.float64]
 FEWEST: Final = 20  # prompts to learn from
 FOLDS: Final = 5
 _BLOCK: Final = 1.0  # weight of the features beside the embedding, whose squared length is 1
-_SURE: Final = 2.0  # standard errors of skill, before labels of another domain are believed
+SURE: Final = 2.0  # standard errors of skill, before labels of another domain are believed
 _MOSTLY: Final = 0.75  # of the prompts; at home it is half
 
 
@@ -82,7 +82,7 @@ class Predictor(msgspec.Struct, frozen=True):
         Not if most of that is unusual, nor if it showed no skill at home: carried over to another domain, a router of
         prompts may well be worse than a coin.
         """
-        return self.skill > _SURE and float(traffic.unusual.mean()) <= _MOSTLY
+        return self.skill > SURE and float(traffic.unusual.mean()) <= _MOSTLY
 
 
 class Fitted(msgspec.Struct, frozen=True):
@@ -92,16 +92,26 @@ class Fitted(msgspec.Struct, frozen=True):
     held_out: Any  # float64, (n,)
 
 
-def fit(prompts: Sequence[str], weak: Floats, strong: Floats, embedder: Embeds, *, seed: int = 0) -> Fitted:
+def fit(
+    prompts: Sequence[str],
+    weak: Floats,
+    strong: Floats,
+    embedder: Embeds,
+    *,
+    seed: int = 0,
+    landmarks: int = kernel.LANDMARKS,
+) -> Fitted:
     """Learn from prompts and both models' scores (0 to 1), shapes (n,).
 
-    Equal questions share a fold. Raises BadRequest for fewer than FEWEST prompts, and for scores that are not numbers.
+    Equal questions share a fold. A model of few `landmarks` is small and coarse. Raises BadRequest for fewer than
+    FEWEST prompts, and for scores that are not numbers.
     """
     gain = gains(len(prompts), weak, strong)
     raw = features.matrix(prompts)
     scaling = Scaling.of(raw, _BLOCK)
     design = _design(embedder.embed([features.excerpt(one) for one in prompts]), scaling.apply(raw))
-    fitted = kernel.fit(design, gain, folds_of([questions.key(one) for one in prompts], FOLDS, seed), seed=seed)
+    folds = folds_of([questions.key(one) for one in prompts], FOLDS, seed)
+    fitted = kernel.fit(design, gain, folds, seed=seed, most=landmarks)
     return Fitted(Predictor(scaling, fitted.model, len(prompts), _skill(fitted.held_out, gain)), fitted.held_out)
 
 

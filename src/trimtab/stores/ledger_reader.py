@@ -238,6 +238,23 @@ class Reader:
         )
         return {row["route"]: row["nusd"] or 0 for row in rows}
 
+    def labels(self, levers: Sequence[str], where: Mapping[str, str]) -> list[dict[str, Any]]:
+        """Verdicts on the answers of models that these levers sent requests to, where there is a loss, oldest first.
+
+        With the request's `tenant`, `route` and `asked`: the model that its client named. `where` filters by columns of
+        the request.
+        """
+        if self._version < 5:
+            return []
+        condition, values = _condition(None, None, where)
+        places = ", ".join("?" * len(levers))
+        return self._all(
+            "SELECT v.request_id, v.model, v.loss, r.tenant, r.route, r.model AS asked FROM verdicts v"
+            f" JOIN requests r ON r.id = v.request_id WHERE v.loss IS NOT NULL AND v.model <> ''"
+            f" AND v.lever IN ({places}) AND {condition} ORDER BY v.at, v.request_id",
+            [*levers, *values],
+        )
+
     def levers(self) -> list[dict[str, Any]]:
         """Each lever that was judged or switched, by route: is it on, since when, why, and what is known of its loss.
 
