@@ -108,9 +108,8 @@ def _field(field: FieldInfo, value: Any, path: Path, problems: Problems) -> tupl
         struct = decode(nested, value, path, problems)
         return struct, len(problems) == before
     if isinstance(value, dict) and (item := _struct_by_name(nested)) is not None:
-        before = len(problems)
         by_name = {name: decode(item, table, (*path, name), problems) for name, table in value.items()}
-        return {name: one for name, one in by_name.items() if one is not None}, len(problems) == before
+        return {name: one for name, one in by_name.items() if one is not None}, True
     if isinstance(value, float) and not math.isfinite(value):
         problems.add(path, f"must be a finite number, not {value}; leave the key out for its default")
         return None, False

@@ -23,6 +23,7 @@ SEEDED: Final = 512  # of them from the fitting, before there is traffic
 _FAST: Final = 0.07  # step of the first requests
 _SLOW: Final = 0.01  # the least step, reached after 2,100 requests
 _DEBT: Final = 21.0  # step times requests in between: keeps the miss within 5 points
+_LASTING: Final = 500  # requests that a measured unit remembers
 _BEYOND: Final = 0.1  # more than a step
 _REFERENCE: Final = 101  # quantiles of the fitted scores, kept to tell drift
 
@@ -49,7 +50,7 @@ def strong_share(share: float) -> Budget:
 def mean_cost(ceiling: float, weak: float, strong: float) -> Budget:
     """Requests cost so much on average; `weak` and `strong` are typical costs of either choice, in the same unit.
 
-    Raises BadRequest if no choice can keep it.
+    Where they are not known beforehand see `Dial.measure`. Raises BadRequest if no choice can keep it.
     """
     if not weak < strong or ceiling < weak:
         raise BadRequest(
@@ -90,6 +91,7 @@ class Dial:
         self._ordered = sorted(self._recent)
         self._seen = self._strong = 0
         self._spent = 0.0
+        self._unit, self._measured = budget.unit, 0
 
     def choose(self, score: float) -> bool:
         """Whether the strong model is called. The higher the score, the sooner; equal scores take turns."""
@@ -108,11 +110,17 @@ class Dial:
         self._seen += 1
         self._strong += strong
 
+    def measure(self, unit: float) -> None:
+        """How far apart the two choices were for one request, in the unit of what is spent: its running mean counts."""
+        if unit > 0:
+            self._measured += 1
+            self._unit += (unit - self._unit) / min(self._measured, _LASTING)
+
     def spend(self, amount: float) -> None:
         """What the last request spent: 1 or 0 for a share of calls, money, or the score that was probably lost."""
         self._spent += amount
         budget = self._budget
-        excess = (budget.target - amount) / budget.unit
+        excess = (budget.target - amount) / self._unit
         step = max(_SLOW, min(_FAST, _DEBT / max(self._seen, 1)))
         level = self._level + step * max(-1.0, min(1.0, -excess if budget.raises else excess))
         # `choose` alone never leads further; where others choose as well, debts must not grow without end.

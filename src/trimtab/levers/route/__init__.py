@@ -164,7 +164,8 @@ class RouteByGain:
         if dial is not None:
             if not memo.dialled:
                 dial.passed(strong=not by_weak)
-            budgets.spend(dial, config, record, self._facts, by_weak=by_weak, expected=memo.gain)
+            served_by = budgets.Served(by_weak, memo.gain, memo.weak, memo.strong)
+            budgets.spend(dial, config, record, self._facts, served_by)
 
     def identity(self, route: str) -> str:
         """What a cache's key must name: how the model of this route's answers is chosen now, "" if it is not."""

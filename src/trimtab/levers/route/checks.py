@@ -25,6 +25,7 @@ _HEDGES: Final = re.compile(
 _MARKED: Final = re.compile(r"(?:####|\\boxed\{|\b(?:final )?answer\s*(?:is|:|=))\s*([^\n}]+)", re.IGNORECASE)
 _NUMBER: Final = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 _SHORT_CHARS: Final = 60
+_CALLS: Final = re.compile(rb'"tool_calls"\s*:\s*\[\s*\{|"type"\s*:\s*"tool_use"|"function_call"\s*:\s*\{')
 _FENCE: Final = re.compile(r"\A\s*```[a-z]*\s*\n(?P<inner>.*)\n```\s*\Z", re.DOTALL)
 
 
@@ -36,7 +37,7 @@ def text_of(request: Request, reply: Reply) -> str | None:
 def problem(checks: tuple[Check, ...], request: Request, reply: Reply, whole: Whole, *, json: bool) -> str:
     """The first thing that is wrong with an answer, in words; "" if nothing is. `json`: it has to be JSON."""
     text = text_of(request, reply)
-    if text is not None and not text.strip():
+    if not (text or "").strip() and not _CALLS.search(reply.body):
         return "an empty answer"
     if "length" in checks and not whole(request.dialect, reply.finish, request.fields):
         return f"not a whole answer ({reply.finish or 'no stop reason'})"

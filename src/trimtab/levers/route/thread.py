@@ -40,7 +40,7 @@ def number(model: str) -> int:
 def keys(scope: Scope, talk: Conversation) -> tuple[bytes, ...]:
     """By what the conversation will be known when it goes on: the client's name for it, or what was said in it."""
     found = [_key(scope, b"said", talk.whole), _key(scope, b"root", talk.root)]
-    return (_key(scope, b"session", scope.session.encode()), *found) if scope.session else tuple(found)
+    return (_key(scope, b"session", b""), *found) if scope.session else tuple(found)
 
 
 def find(threads: Threads, scope: Scope, talk: Conversation, weak: Target) -> Found | None:
@@ -98,7 +98,7 @@ def too_warm(
 
 def _known_by(scope: Scope, talk: Conversation) -> Iterator[bytes]:
     if scope.session:
-        yield _key(scope, b"session", scope.session.encode())
+        yield _key(scope, b"session", b"")
     if talk.begun:
         for one in talk.before:
             yield _key(scope, b"said", one)
@@ -106,5 +106,5 @@ def _known_by(scope: Scope, talk: Conversation) -> Iterator[bytes]:
 
 
 def _key(scope: Scope, kind: bytes, name: bytes) -> bytes:
-    whose = _ENCODE((kind, name, scope.tenant, scope.route, scope.user, scope.permission))
+    whose = _ENCODE((kind, name, scope.tenant, scope.route, scope.user, scope.permission, scope.session))
     return hashlib.blake2b(whose, digest_size=16).digest()
