@@ -184,7 +184,14 @@ def _router(
         price,
         spent,
     )
-    means = route.Means(shared.similar, shared.threads, pipeline.ask_within, shared.clock, shared.dials)
+    means = route.Means(
+        shared.similar,
+        shared.threads,
+        pipeline.ask_within,
+        shared.clock,
+        shared.dials,
+        lambda name, served: shared.metrics.add(("trimtab_routed_total", name, served)),
+    )
     return route.build(facts, means)
 
 

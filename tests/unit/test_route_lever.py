@@ -28,7 +28,7 @@ class Routed(World):
 
     def __init__(self, tmp_path, gains=None, after=0.0, head=TRAINED, verdict="", replies=None, **config):
         self.gains, self.after, self.dials = gains or {}, after, {}
-        self.scored, self.clock = [], Clock()
+        self.scored, self.counts, self.clock = [], [], Clock()
         replies = replies or {}
         super().__init__(*[Engine(name, *replies.get(name, [])) for name in ("one", "two", "three")])
         self.config = route.Config(**({"mode": "on", "weak": "b", "predictor": "x.router"} | config))
@@ -48,7 +48,7 @@ class Routed(World):
             ),
         )
         self.threads = ThreadTable(tmp_path / "threads")
-        means = route.Means(self, self.threads, self.pipeline.ask_within, self.clock, self.dials)
+        means = route.Means(self, self.threads, self.pipeline.ask_within, self.clock, self.dials, lambda *what: self.counts.append(what))
         self.lever = route.build(facts, means)
 
     def price(self, target, usage):
@@ -174,6 +174,7 @@ async def test_a_held_answer_that_is_not_good_enough_is_never_seen(tmp_path):
     assert await world.ask() == ["b-up", "a-up"]
     assert b"weak" not in world.sink.body
     assert [one.purpose for one in world.row.attempts] == ["serve", "cascade"]
+    assert world.counts == [("default", "escalated")]
     assert [one.n for one in world.row.attempts] == [0, 1]
     assert "escalated after" in world.why
     assert (world.row.decisions[0].score, world.row.decisions[0].threshold) == (0.4, 0.1)

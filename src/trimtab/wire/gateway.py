@@ -101,6 +101,8 @@ class Gateway:
         if self.shared.similar is not None:
             self.metrics.set("trimtab_semantic_skipped_total", self.shared.similar.skipped)
             self.metrics.set("trimtab_semantic_errors_total", self.shared.similar.errors)
+        for route, dial in self.shared.dials.items():
+            self.metrics.set("trimtab_route_drift", round(dial.drift, 3), route)
         self.metrics.set("trimtab_journal_waiting_rows", self.shared.journal.waiting)
         self.metrics.set("trimtab_in_flight_requests", self.in_flight - besides)
 

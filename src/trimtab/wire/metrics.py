@@ -73,6 +73,13 @@ _METRICS = {
         ("route", "lever", "result"),
         "Answers that a lever changed, sampled for a comparison: judged, unknown, unanswered, over budget, too busy.",
     ),
+    "trimtab_routed_total": _Metric(
+        "counter", ("route", "served"), "Requests that routing chose a model for: weak, strong, escalated."
+    ),
+    "trimtab_route_drift": _Metric(
+        "gauge", ("route",), "How far the traffic's scores are from those that its router was fitted to, 0 to 1.",
+        shared=True,
+    ),
     "trimtab_in_flight_requests": _Metric("gauge", (), "Requests being answered now."),
 }
 
@@ -96,9 +103,9 @@ class Metrics:
                 series = (series[0], *("other" for _ in series[1:]))
             self._values[series] = self._values.get(series, 0) + value
 
-    def set(self, name: str, value: float) -> None:
-        """Set a figure without labels."""
-        self._values[name,] = value
+    def set(self, name: str, value: float, *labels: str) -> None:
+        """Set a figure."""
+        self._values[name, *labels] = value
 
     def settled(self, record: Record) -> None:
         """Count one settled request."""

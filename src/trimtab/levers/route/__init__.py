@@ -160,6 +160,8 @@ class RouteByGain:
                 self._means.threads.keep(key, Thread(thread.number(served.model), memo.gain, tokens, record.at))
         route = outcome.request.scope.route
         config = self._facts.settings(route)
+        escalated = last.purpose == Purpose.CASCADE
+        self._means.served(self._facts.table(route), "weak" if by_weak else "escalated" if escalated else "strong")
         dial = budgets.dial_of(route, config, self._facts, self._means)
         if dial is not None:
             if not memo.dialled:

@@ -89,3 +89,4 @@ class Means(NamedTuple):
     ask: AskWithin
     clock: Clock
     dials: MutableMapping[str, Dial]  # by table; they outlive a reload
+    served: Callable[[str, str], None]  # told of a table, and who served: weak, strong, escalated
