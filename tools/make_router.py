@@ -39,8 +39,8 @@ SETS = {
     "zeroeval_mathl5": "ZeroEval's MATH level 5 results (WildEval, Apache-2.0)",
 }
 LABEL = (
-    "other models than yours: {sets}. On subjects that it has not seen its order of prompts is little better than chance "
-    "(APGR 0.49 to 0.63, that of the prompt's length 0.46 to 0.63): train your own"
+    "other models than yours: {sets}. On subjects that it has not seen its order of prompts is little better than "
+    "chance (APGR 0.49 to 0.63, that of the prompt's length 0.46 to 0.63): train your own"
 )
 MOST = 1000  # prompts of a set, so that no set outweighs the others
 LANDMARKS = 256  # 512 and 1,024 order left-out sets no better, and are twice and four times as large
