@@ -17,6 +17,7 @@ from trimtab.errors import ConfigError
 FORMAT: Final = 1
 SUFFIX: Final = ".router"
 QUANTILES: Final = 512
+DEFAULT: Final = Path(__file__).with_name("default.router")  # shipped; see default.router.md
 Kind = Literal["always weak", "always strong", "prompt", "cascade"]
 
 
