@@ -10,7 +10,6 @@ from typing import Any, Final
 from trimtab.config.problems import Path, Problems, choices, shown
 from trimtab.config.schema import Config
 from trimtab.errors import ConfigError
-from trimtab.prices import Prices
 from trimtab.routing import router
 from trimtab.types import Usage
 
@@ -123,6 +122,8 @@ def _check_prices(path: Path, settings: Any, config: Config, problems: Problems)
     if not settings.strong:
         problems.add((*path, "strong"), "is missing; a ceiling on cost takes the strong model's price")
         return
+    from trimtab.prices import Prices
+
     prices, usd = Prices.of_tables(config.prices, config.models), {}
     for name in ("weak", "strong"):
         model = getattr(settings, name)
