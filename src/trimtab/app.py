@@ -230,6 +230,8 @@ class Worker:
             await asyncio.sleep(1.0)
             self._shared.journal.flush()
             self._shared.switches.look()
+            if self._shared.similar is not None:
+                await self._shared.similar.start()  # again, if it was gone
             app.gateway.gauge()
             self._shared.metrics.save()
 
@@ -370,6 +372,7 @@ def run_similar(config: Config, ready: Callable[[], None]) -> None:
     """
     import sqlite3
 
+    from trimtab.levers import route
     from trimtab.semantic.embed import load_accurate, load_fast
     from trimtab.similar import server
     from trimtab.similar.routers import Routers
@@ -384,7 +387,11 @@ def run_similar(config: Config, ready: Callable[[], None]) -> None:
         service = Service(data_dir / "cache", accurate, fast, SystemClock())
     except (OSError, sqlite3.Error) as error:
         raise StoreError(f"its file in {data_dir / 'cache'}: {error}") from error
-    asyncio.run(server.serve(socket_path(data_dir), service, Routers(fast), ready))
+    routers = Routers(fast)
+    for settings in configuration.settings_of(config, "route"):
+        if route.in_use(settings) and settings.predictor != route.CLASSIFIER:
+            routers.warm(str(configuration.router_path(config, settings)))
+    asyncio.run(server.serve(socket_path(data_dir), service, routers, ready))
 
 
 def run_engine(config: Config, name: str, port: int, ready: Callable[[], None]) -> None:
