@@ -110,6 +110,16 @@ def test_the_summary_says_where_it_does_not_pay(tmp_path, fake_embedder, monkeyp
     assert (made.head.kind, made.head.pays, made.acceptance, made.head.after) == ("always strong", False, b"", ())
 
 
+def test_a_strong_model_without_a_lead_leaves_the_weak_one_alone(tmp_path, fake_embedder):
+    prompts = [{"id": str(n), "prompt": f"Thing {n}"} for n in range(60)]
+    folder = write(tmp_path / "own", prompts, {"scores": (["a", "b"], [[n % 2, 0] for n in range(60)])})
+    result = invoke("--data", folder, "--weak", "a", "--strong", "b", "--out", tmp_path / "x.router")
+    assert result.exit_code == 0, result.output
+    assert "b scores no more than a here" in " ".join(result.stdout.split())
+    assert "nan" not in result.stdout
+    assert router.read(tmp_path / "x.router")[0].head.kind == "always weak"
+
+
 def test_the_same_data_and_seed_make_the_same_bytes(tmp_path):
     folder = folder_of(tmp_path / "own")
     once, again = (msgspec.msgpack.encode(trained(folder).router) for _ in range(2))
