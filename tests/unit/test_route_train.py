@@ -21,11 +21,11 @@ from trimtab.errors import BadRequest, StoreError
 from trimtab.evals.route_labels import of_runs
 from trimtab.evals.runs import Answered, Head, RunFile
 from trimtab.evals.suite import load
-from trimtab.measure.asked import last_turn
 from trimtab.measure.route_data import Job
 from trimtab.measure.route_labels import of_folders
 from trimtab.measure.route_ledger import Wanted, of_ledger
 from trimtab.measure.route_training import train
+from trimtab.protocols.conversation import last_turn
 from trimtab.routing import predictor, router
 from trimtab.routing.serving import Serving
 from trimtab.semantic import embed as embedding
@@ -353,7 +353,7 @@ def test_two_settings_of_one_model_go_by_their_names(tmp_path, suite):
     ],
 )
 def test_the_last_turn_is_a_users_text(messages, text):
-    assert last_turn(messages) == text
+    assert last_turn(json.dumps(messages).encode()) == text
 
 
 # From the ledger

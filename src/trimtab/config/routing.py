@@ -22,7 +22,7 @@ _TYPICAL: Final = Usage(input=1000, output=300)
 def router_path(config: Config, settings: Any) -> FilePath:
     """The router's file that settings of the lever `route` name."""
     if settings.predictor in (DEFAULT_ROUTER, CLASSIFIER):
-        return router.default_path()
+        return router.DEFAULT
     return FilePath(config.source).parent / FilePath(settings.predictor).expanduser()
 
 
@@ -101,6 +101,8 @@ def _check_router(path: Path, settings: Any, config: Config, problems: Problems)
         trained, own = getattr(head, name), getattr(settings, name)
         if trained and own and own != trained and _upstream(own, config) != trained:
             problems.add((*path, name), f"the router was trained for {shown(trained)}, not {shown(own)}")
+    if settings.quality_floor is not None and settings.cascade and not head.after:
+        problems.add((*path, "cascade"), "the router learned from no answers, so it cannot tell what one of them loses")
     if head.weak:
         return
     if settings.quality_floor is not None:
