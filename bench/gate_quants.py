@@ -31,6 +31,7 @@ CONFIG = """\
 kind = "llama_cpp"
 model = "{file}"
 parallel = 8
+threads = {threads}
 [models.smollm2]
 engine = "local"
 price = {{ machine_hour = 0.10 }}
@@ -43,7 +44,7 @@ def trimtab(*arguments: str, capture: bool = True) -> subprocess.CompletedProces
     return subprocess.run(command, stdout=subprocess.PIPE if capture else None, text=True, check=False)
 
 
-def configurations(folder: Path, quants: list[str]) -> dict[str, Path]:
+def configurations(folder: Path, quants: list[str], threads: int) -> dict[str, Path]:
     """A configuration for each, F16 among them."""
     done = trimtab("engine", "quantize", MODEL, "--to", ",".join(["F16", *quants]), "--out", str(folder), "--json")
     if done.returncode:
@@ -51,7 +52,7 @@ def configurations(folder: Path, quants: list[str]) -> dict[str, Path]:
     found = {}
     for written in json.loads(done.stdout)["files"]:
         path = folder / f"{written['type'].lower()}.toml"
-        path.write_text(CONFIG.format(file=Path(written["path"]).name))
+        path.write_text(CONFIG.format(file=Path(written["path"]).name, threads=threads))
         found[written["type"]] = path
     return found
 
@@ -74,6 +75,7 @@ def main() -> int:
     parser.add_argument("--margin", default="0.05")
     parser.add_argument("--whole", action="store_true", help="ask all items; without it, stop when it is decided")
     parser.add_argument("--keep", type=Path, help="keep runs and quants there, and go on from them")
+    parser.add_argument("--threads", type=int, default=2, help="of each engine; 1 where others use the machine, too")
     parser.add_argument("--after", type=Path, metavar="RESULT", help="a new sample, sized by what an earlier run found")
     parser.add_argument("--seed", default="two", help="of the new sample: %(default)s")
     parser.add_argument("--out", type=Path, help="write the result there, too")
@@ -84,7 +86,7 @@ def main() -> int:
         work = options.keep or Path(name)
         work.mkdir(parents=True, exist_ok=True)
         suite = new_suite(work, options.after, options.seed) if options.after else options.suite
-        configs = configurations(work, quants)
+        configs = configurations(work, quants, options.threads)
         command = ["gate", suite, "--reference", str(configs["F16"]), "--margin", options.margin]
         for quant in quants:
             command += ["--candidate", str(configs[quant])]
