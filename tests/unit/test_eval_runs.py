@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from test_config import OPENAI
 
 from trimtab import config as configuration
 from trimtab.errors import BadRequest
@@ -159,6 +161,40 @@ class TestGate:
         (tmp_path / "verdict.json").unlink()
         missing = gates.Gate(configuration.load(tmp_path / "trimtab.toml", {}), "semantic_cache")
         assert "cannot be read" in missing.why_not(Scope("t"), "m")
+
+
+class TestFresh:
+    """A pass that switches a lever on again."""
+
+    PASS = [1.0] * 60 + [0.0] * 60
+    AB = '{openai}\n[models.small]\nengine = "openai"\n[routes.faq.levers.ab]\nmodel = "small"\n'
+
+    def fresh(self, tmp_path: Path, ruling_scores: list[float] = PASS, off_since: float = 0.9e9, **changes: Any) -> str:
+        text = self.AB.format(openai=OPENAI)
+        candidate = run_of(ruling_scores, "small", **({"settings": text, "route": "faq", "at": 1e9} | changes))
+        found = verdicts.of_runs(run_of(self.PASS, settings=OPENAI), candidate, GateTerms(), 2e9)
+        path = tmp_path / "verdict-small.json"
+        path.write_bytes(verdicts.as_json(found))
+        (tmp_path / "trimtab.toml").write_text(text)
+        return gates.fresh(path, configuration.load(tmp_path / "trimtab.toml", {}), "ab", "faq", off_since)
+
+    def test_a_pass_says_its_file_and_its_hash(self, tmp_path: Path) -> None:
+        said = self.fresh(tmp_path)
+        sha256 = hashlib.sha256((tmp_path / "verdict-small.json").read_bytes()).hexdigest()
+        assert said.startswith(f"verdict-small.json (sha256 {sha256[:16]}) passed with m: within the margin")
+
+    @pytest.mark.parametrize(
+        ("changes", "problem"),
+        [
+            ({"ruling_scores": [0.0] * 120}, "the verdict says fail"),
+            ({"settings": OPENAI}, "of other settings"),
+            ({"route": ""}, "of the route ''"),
+            ({"off_since": 1e9}, "before the lever was switched off"),  # the file is younger, its run is not
+        ],
+    )
+    def test_nothing_else_does(self, tmp_path: Path, changes: dict[str, Any], problem: str) -> None:
+        with pytest.raises(BadRequest, match=problem):
+            self.fresh(tmp_path, **changes)
 
 
 def labels(count: int) -> list[trial.Labelled]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import time
 import tomllib
 from pathlib import Path
 from typing import Any, Final
@@ -10,7 +12,7 @@ from typing import Any, Final
 from trimtab.config import DEFAULT_ROUTE, Config
 from trimtab.config.problems import Problems
 from trimtab.config.tables import read_levers, read_routes
-from trimtab.errors import TrimtabError
+from trimtab.errors import BadRequest, TrimtabError
 from trimtab.evals import verdicts
 from trimtab.quality.verdict import Ruling
 from trimtab.types import Scope
@@ -57,13 +59,43 @@ class Gate:
             found = verdicts.read(Path(self._config.source).parent / Path(settings.verdict).expanduser())
         except TrimtabError as error:
             return error.message, None
-        if found.verdict.ruling is not Ruling.PASS:
-            return f"the verdict says {found.verdict.ruling}", None
-        if _compared(settings_in(found.candidate.settings, self._lever, route)) != _compared(settings):
-            return "the verdict is of other settings", None
-        if _compared(settings_in(found.reference.settings, self._lever, route)) == _compared(settings):
-            return "the verdict's reference had the same settings", None
-        return "", found
+        problem = objection(found, settings, self._lever, route)
+        return problem, None if problem else found
+
+
+def objection(found: verdicts.VerdictFile, settings: Any, lever: str, route: str) -> str:
+    """Why a verdict does not stand behind a lever's settings in a route's table; "" if it does."""
+    if found.verdict.ruling is not Ruling.PASS:
+        return f"the verdict says {found.verdict.ruling}"
+    if _compared(settings_in(found.candidate.settings, lever, route)) != _compared(settings):
+        return "the verdict is of other settings"
+    if _compared(settings_in(found.reference.settings, lever, route)) == _compared(settings):
+        return "the verdict's reference had the same settings"
+    return ""
+
+
+def fresh(path: Path, config: Config, lever: str, route: str, off_since: float) -> str:
+    """What a verdict says for a lever that is off since then (unix seconds): its file, its hash, what it found.
+
+    Raises BadRequest where it does not speak for this lever's settings in this route's table, or is older: a run that
+    began before the lever went off knows nothing of what was wrong with it.
+    """
+    data = verdicts.content(path)
+    found = verdicts.decoded(data, path)
+    judged = found.candidate
+    problem = objection(found, config.lever_settings(lever, route), lever, route)
+    if not problem and config.table_of(judged.route) != route:
+        problem = f"the verdict is of the route {judged.route!r}, whose table is {config.table_of(judged.route)!r}"
+    if not problem and judged.at <= off_since:
+        problem = f"its run began at {_utc(judged.at)}, before the lever was switched off at {_utc(off_since)}"
+    if problem:
+        raise BadRequest(f"{path} does not switch {lever} on for route {route}: {problem}", param="verdict")
+    sha256 = hashlib.sha256(data).hexdigest()[:16]
+    return f"{path.name} (sha256 {sha256}) passed with {judged.model}: {found.verdict.reason}"
+
+
+def _utc(at: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(at))
 
 
 def settings_in(text: str, lever: str, route: str) -> Any:

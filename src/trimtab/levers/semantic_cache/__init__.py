@@ -26,7 +26,6 @@ from trimtab.types import (
     PersonNames,
     Plan,
     Purpose,
-    Reply,
     Request,
     ReuseTerms,
     Scope,
