@@ -102,7 +102,10 @@ def _levers(config: Config, targets: Targets, shared: Shared, calls: semantic_ca
         ),
     ]
     if configuration.is_used(config, "ab"):
-        levers.append(ab.build(lambda route: config.lever_settings("ab", route), targets.target))
+        from trimtab.evals.gates import Gate
+
+        no_verdict = Gate(config, "ab").why_not
+        levers.append(ab.build(lambda route: config.lever_settings("ab", route), targets.target, no_verdict))
     if shared.similar is not None and configuration.is_used(config, "semantic_cache"):
         from trimtab.evals.gates import Gate
         from trimtab.redact import identity_in

@@ -163,6 +163,25 @@ class TestGate:
         assert "cannot be read" in missing.why_not(Scope("t"), "m")
 
 
+class TestGateOfAnExperiment:
+    def test_its_verdict_is_of_the_candidate_and_not_of_who_gets_it(self, tmp_path: Path) -> None:
+        models = f'{OPENAI}\n[models.large]\nengine = "openai"\n[models.small]\nengine = "openai"\n'
+        split = '[levers.ab]\nmodel = "{model}"\nshare = {share}\nby = "{by}"\nverdict = "verdict.json"\n'
+        judged = models + split.format(model="small", share=1.0, by="request") + 'gate = "advisory"\n'
+        scores = [1.0] * 60 + [0.0] * 60
+        candidate = run_of(scores, "small", settings=judged, model="large")
+        found = verdicts.of_runs(run_of(scores, settings=models, model="large"), candidate, GateTerms(), 1e9)
+        (tmp_path / "verdict.json").write_bytes(verdicts.as_json(found))
+
+        def gate(model: str) -> gates.Gate:
+            (tmp_path / "t.toml").write_text(models + split.format(model=model, share=0.1, by="user"))
+            return gates.Gate(configuration.load(tmp_path / "t.toml", {}), "ab")
+
+        assert gate("small").why_not(Scope("t"), "large") == ""
+        assert "model" in gate("small").why_not(Scope("t"), "medium")
+        assert "other settings" in gate("large").why_not(Scope("t"), "large")
+
+
 class TestFresh:
     """A pass that switches a lever on again."""
 

@@ -294,3 +294,14 @@ def verdict_file(path, settings, scores, at):
     reference = run_of([1.0] * 60 + [0.0] * 60, settings=OPENAI)
     candidate = run_of(scores, "small", settings=settings, route="default", at=at)
     path.write_bytes(verdicts.as_json(verdicts.of_runs(reference, candidate, GateTerms(), at + 60)))
+
+
+def test_the_status_says_what_needs_no_verdict(tmp_path, monkeypatch):
+    monkeypatch.delenv("TRIMTAB_CONFIG", raising=False)
+    monkeypatch.chdir(tmp_path)
+    split = f'{OPENAI}\n[models.small]\nengine = "openai"\n[levers.ab]\nmodel = "small"\n'
+    for more, gate in (("", "required"), ('gate = "advisory"\n', "advisory")):
+        (tmp_path / "trimtab.toml").write_text(split + more)
+        code, said = trimtab(tmp_path, "levers", "status", "--json")
+        assert (code, json.loads(said)["gate"]) == (0, gate)
+        assert ("it needs no verdict" in trimtab(tmp_path, "levers", "status")[1]) == (gate == "advisory")

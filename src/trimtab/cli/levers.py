@@ -38,9 +38,10 @@ def status(data_dir: Path | None, config_path: Path | None, as_json: bool) -> No
     place = Place(data_dir, config_path)
     with place.reader() as reader:
         found = {(row["route"], row["lever"]): row for row in reader.levers()}
-    for key in _in_use(config_path):
+    in_use = _in_use(config_path)
+    for key in in_use:
         found.setdefault(key, _unheard_of(*key))
-    rows = [found[key] for key in sorted(found)]
+    rows = [found[key] | {"gate": in_use.get(key, "")} for key in sorted(found)]
     if as_json:
         print_lines(rows)
         return
@@ -156,20 +157,20 @@ def _check_route(place: Place, route: str, config_path: Path | None) -> None:
         )
 
 
-def _in_use(config_path: Path | None) -> list[tuple[str, str]]:
-    """Which of them are in use on which route."""
+def _in_use(config_path: Path | None) -> dict[tuple[str, str], str]:
+    """Which of them are in use on which route, with their `gate`."""
     from trimtab import config
 
     try:
         found = config.load(config_path, os.environ)
     except ConfigError as error:
         raise click.ClickException(str(error)) from error
-    return [
-        (route, lever)
+    return {
+        (route, lever): getattr(settings, "gate", "")
         for route in sorted({config.DEFAULT_ROUTE, *found.routes})
         for lever in config.changing_answers()
-        if config.find("levers", lever).in_use(found.lever_settings(lever, route))
-    ]
+        if config.find("levers", lever).in_use(settings := found.lever_settings(lever, route))
+    }
 
 
 def _unheard_of(route: str, lever: str) -> dict[str, Any]:
@@ -207,3 +208,5 @@ def _print(rows: list[dict[str, Any]]) -> None:
     for row in clean(rows):
         if row["why"]:
             click.echo(f"{row['lever']} on route {row['route']}: {row['why']}")
+        if row["gate"] == "advisory":
+            click.echo(f'{row["lever"]} on route {row["route"]}: gate = "advisory", it needs no verdict to act')

@@ -9,7 +9,7 @@ import tomllib
 from pathlib import Path
 from typing import Any, Final
 
-from trimtab.config import DEFAULT_ROUTE, Config
+from trimtab.config import DEFAULT_ROUTE, Config, find
 from trimtab.config.problems import Problems
 from trimtab.config.tables import read_levers, read_routes
 from trimtab.errors import BadRequest, TrimtabError
@@ -67,9 +67,10 @@ def objection(found: verdicts.VerdictFile, settings: Any, lever: str, route: str
     """Why a verdict does not stand behind a lever's settings in a route's table; "" if it does."""
     if found.verdict.ruling is not Ruling.PASS:
         return f"the verdict says {found.verdict.ruling}"
-    if _compared(settings_in(found.candidate.settings, lever, route)) != _compared(settings):
+    ours = _judged(lever, settings)
+    if _judged(lever, settings_in(found.candidate.settings, lever, route)) != ours:
         return "the verdict is of other settings"
-    if _compared(settings_in(found.reference.settings, lever, route)) == _compared(settings):
+    if _judged(lever, settings_in(found.reference.settings, lever, route)) == ours:
         return "the verdict's reference had the same settings"
     return ""
 
@@ -113,6 +114,8 @@ def settings_in(text: str, lever: str, route: str) -> Any:
     return levers.get(lever) if own is None else own
 
 
-def _compared(settings: Any) -> dict[str, Any]:
+def _judged(lever: str, settings: Any) -> dict[str, Any]:
+    """The settings that a verdict is of: those that the lever's module calls `JUDGED`, else all but the gate's own."""
     fields = getattr(settings, "__struct_fields__", ())
-    return {name: getattr(settings, name) for name in fields if name not in _OF_THE_GATE}
+    judged = getattr(find("levers", lever), "JUDGED", None) or [name for name in fields if name not in _OF_THE_GATE]
+    return {name: getattr(settings, name) for name in fields if name in judged}
