@@ -112,7 +112,9 @@ def levers(
     if router is not None:
         found.append(router)
     if configuration.is_used(config, "ab"):
-        found.append(ab.build(settings_of_lever(config, "ab"), targets.target))
+        from trimtab.evals.gates import Gate
+
+        found.append(ab.build(settings_of_lever(config, "ab"), targets.target, Gate(config, "ab").why_not))
     if shared.similar is not None and configuration.is_used(config, "semantic_cache"):
         from trimtab.evals.gates import Gate
         from trimtab.redact import identity_in
@@ -156,6 +158,9 @@ def routing_facts(config: Config, targets: Targets, cost: QuickCost, off: Callab
 
     heads: dict[str, tuple[Head, str]] = {}
 
+    def router_file(settings: route.Config) -> Path | None:
+        return None if settings.predictor in (route.CLASSIFIER, route.DEFAULT_ROUTER) else Path(path(settings))
+
     def path(settings: route.Config) -> str:
         return str(configuration.router_path(config, settings))
 
@@ -185,7 +190,7 @@ def routing_facts(config: Config, targets: Targets, cost: QuickCost, off: Callab
         head,
         path,
         _whole,
-        Gate(config, "route").why_not,
+        Gate(config, "route", router_file).why_not,
         lambda name: off(config.table_of(name)),
         price,
         spent,
