@@ -62,7 +62,7 @@ class Candidate:
     entry: int
     values: NDArray[np.float64]
     near: tuple[int, ...]
-    rivals: NDArray[np.int64]
+    rivals: tuple[int, ...]
     odds: NDArray[np.float64] | None
     sizes: NDArray[np.int64]
 
@@ -72,25 +72,28 @@ def gather(query: Query, memory: Memory, model: GroupModel) -> Candidate | None:
     near, cosines = memory.nearest(query.accurate, NEIGHBOURS)
     if not len(near):
         return None
-    fast_cosines = memory.fast_cosines(query.fast, near)
-    rivals, places = np.unique(memory.groups_of(near), return_inverse=True)
+    groups = memory.groups_of(near).tolist()
+    rivals = sorted(set(groups))  # of a handful: plain lists are faster than arrays
+    places = [rivals.index(group) for group in groups]
     vote = _votes(cosines, places, len(rivals))
-    fast_vote = _votes(fast_cosines, places, len(rivals))
+    fast_cosines, fast_vote = cosines, vote
+    if query.fast is not query.accurate:
+        fast_cosines = memory.fast_cosines(query.fast, near)
+        fast_vote = _votes(fast_cosines, places, len(rivals))
     sums, sizes = memory.stats(rivals)
     odds = None
     if model.ready:
         odds, posterior = model.score(query.accurate, sums, sizes)
-        known = posterior[:-1]
-        winner = int(np.argmax(known + np.log(vote + 0.01)))
-        others = np.delete(posterior, winner)
-        log_odds = float(posterior[winner] - _log_sum(others))
+        winner = int(np.argmax(posterior[:-1] + np.log(vote + 0.01)))
+        others = np.exp(posterior)
+        others[winner] = 0.0
+        log_odds = float(posterior[winner]) - math.log(max(float(others.sum()), math.exp(-2 * _CLIP)))
         fit, agree = float(odds[winner]) / model.temperature, float(winner == int(np.argmax(vote)))
     else:
         winner = int(np.argmax(vote))
         log_odds, fit, agree = _logit(float(vote[winner])), 0.0, 1.0
-    members = np.flatnonzero(places == winner)
-    best = int(members[0])  # the nearest of the winning group
-    rest = np.flatnonzero(places != winner)
+    best = places.index(winner)  # the nearest of the winning group
+    rest = next((n for n, place in enumerate(places) if place != winner), None)
     entry = int(near[best])
     theirs = memory.profile(entry)
     ours = query.profile
@@ -100,12 +103,12 @@ def gather(query: Query, memory: Memory, model: GroupModel) -> Candidate | None:
         (
             cosine,
             fast_cosine,
-            cosine - (float(cosines[rest[0]]) if len(rest) else cosine - 0.3),
+            0.3 if rest is None else cosine - float(cosines[rest]),
             _logit(float(vote[winner])),
             _logit(float(fast_vote[winner])),
-            len(members) / len(near),
-            float(np.clip(log_odds, -_CLIP, _CLIP)),
-            float(np.clip(fit, -_CLIP, _CLIP)),
+            places.count(winner) / len(near),
+            min(max(log_odds, -_CLIP), _CLIP),
+            min(max(fit, -_CLIP), _CLIP),
             agree,
             math.log1p(float(sizes[winner])),
             pairs.logit(pair),
@@ -115,10 +118,10 @@ def gather(query: Query, memory: Memory, model: GroupModel) -> Candidate | None:
             math.log1p(len(memory)),
         )
     )
-    return Candidate(entry, values, tuple(int(n) for n in near), rivals, odds, sizes)
+    return Candidate(entry, values, tuple(near.tolist()), tuple(rivals), odds, sizes)
 
 
-def _votes(cosines: NDArray[np.float32], places: NDArray[np.int64], groups: int) -> NDArray[np.float64]:
+def _votes(cosines: NDArray[np.float32], places: list[int], groups: int) -> NDArray[np.float64]:
     """Shares of groups among neighbours, weighted by nearness; they add up to 1."""
     weights = np.exp((cosines - cosines.max()) / _WIDTH).astype(np.float64)
     votes: NDArray[np.float64] = np.bincount(places, weights, groups) / weights.sum()
@@ -138,8 +141,3 @@ def _rare(ours: Profile, theirs: Profile, memory: Memory) -> tuple[float, float]
 def _logit(share: float) -> float:
     share = min(max(share, 0.01), 0.99)
     return math.log(share / (1 - share))
-
-
-def _log_sum(logs: NDArray[np.float64]) -> float:
-    top = float(logs.max())
-    return top + math.log(float(np.exp(logs - top).sum()))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple, TypeVar
 
 import msgspec
@@ -184,14 +185,17 @@ class Memory:
         """The words of an entry that is still there."""
         return msgspec.msgpack.decode(self._profiles[entry % self.capacity], type=Profile)
 
-    def stats(self, groups: NDArray[np.int64]) -> tuple[Matrix, NDArray[np.int64]]:
+    def stats(self, groups: Sequence[int]) -> tuple[Matrix, NDArray[np.int64]]:
         """Sums of the vectors, shape (len(groups), accurate_dim), and sizes of groups."""
-        known = [int(group) for group in groups]
-        return np.stack([self._sum(group) for group in known]), np.array([self._size(group) for group in known])
+        sums = self._accurate.at(np.array([self._lone.get(group, 0) for group in groups]))
+        for n, group in enumerate(groups):
+            if group not in self._lone:
+                sums[n] = self._sums[group]
+        return sums, np.array([self._size(group) for group in groups])
 
     def rarity(self, word: str) -> float:
         """How rare a word is: ln((1 + questions) / (1 + those with it)), 0 or more."""
-        return float(np.log((1 + len(self)) / (1 + self._words[word])))
+        return math.log((1 + len(self)) / (1 + self._words[word]))
 
     def add(self, profile: Profile, accurate: Matrix, fast: Matrix, same: Mapping[int, bool]) -> int:
         """Keep a question; it joins the group whose members' answers were found equal to its own, or begins one.
