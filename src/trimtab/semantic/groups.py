@@ -21,10 +21,11 @@ _MOST_DOUBTS: Final = 4096
 # Signs alone are cheaper from 1,500 rows on (0.12 ms instead of 0.33 at 4,096, 0.7 instead of 40 at 100,000), but where
 # it costs little, the scan that misses nothing is taken.
 _EXACT_ROWS: Final = 4096
-# How many of those whose signs are nearest are compared by vector: 0.06 ms a thousand. Of the true 15 nearest, 99.9%
-# are among 512 of 23,000 real questions, and 99.1% among 512 of 100,000 crowded ones made from a single bank's.
+# How many of those whose signs are nearest are compared by vector: 0.1 ms a thousand. Of the true 15 nearest, 99.9%
+# are among 512 of 23,000 real questions (99.7% by the fast vectors), and 99.1% among 512 of 100,000 crowded ones made
+# from a single bank's.
 _SHORTLIST: Final = 1024
-_SHORTLIST_SHARE: Final = 200  # one in so many rows, beyond 200,000
+_SHORTLIST_SHARES: Final = (40, 200)  # one in so many rows, up to 41,000 rows and beyond 200,000
 _SHORTLIST_PER_WANTED: Final = 32
 _SAMPLED: Final = 16  # one row in so many tells how near the shortlist reaches
 _BYTE_WORDS: Final = 3  # whose differing bits a byte can count: bytes add up twice as fast as anything wider
@@ -250,13 +251,14 @@ class Memory:
 
     def _shortlist(self, accurate: Matrix, used: int, count: int) -> NDArray[np.int64]:
         """Some `wanted` of the first `used` rows whose signs differ least from the vector's; more than `count`."""
-        wanted = min(max(_SHORTLIST, used // _SHORTLIST_SHARE, count * _SHORTLIST_PER_WANTED), self._count)
+        few, many = (used // share for share in _SHORTLIST_SHARES)
+        wanted = min(max(min(few, _SHORTLIST), many, count * _SHORTLIST_PER_WANTED), self._count)
         differing = np.zeros(used, dtype=np.uint16)
         ours = _signs(accurate)
         for first in range(0, len(ours), _BYTE_WORDS):
-            few = slice(first, first + _BYTE_WORDS)
+            some = slice(first, first + _BYTE_WORDS)
             differing += sum(
-                np.bitwise_count(theirs[:used] ^ word) for theirs, word in zip(self._signs[few], ours[few], strict=True)
+                np.bitwise_count(theirs[:used] ^ word) for theirs, word in zip(self._signs[some], ours[some], strict=True)
             )
         if self._count < used:
             differing[~self._live[:used]] = self._dim + 1  # no living row's
