@@ -186,17 +186,17 @@ class Memory:
         """The words of an entry that is still there."""
         return msgspec.msgpack.decode(self._profiles[entry % self.capacity], type=Profile)
 
-    def stats(self, groups: Sequence[int]) -> tuple[Matrix, NDArray[np.int64]]:
+    def stats(self, groups: Sequence[int]) -> tuple[Matrix, list[int]]:
         """Sums of the vectors, shape (len(groups), accurate_dim), and sizes of groups."""
         sums = self._accurate.at(np.array([self._lone.get(group, 0) for group in groups]))
         for n, group in enumerate(groups):
             if group not in self._lone:
                 sums[n] = self._sums[group]
-        return sums, np.array([self._size(group) for group in groups])
+        return sums, [self._size(group) for group in groups]
 
     def rarity(self, word: str) -> float:
         """How rare a word is: ln((1 + questions) / (1 + those with it)), 0 or more."""
-        return math.log((1 + len(self)) / (1 + self._words[word]))
+        return math.log((1 + len(self)) / (1 + self._words.get(word, 0)))
 
     def add(self, profile: Profile, accurate: Matrix, fast: Matrix, same: Mapping[int, bool]) -> int:
         """Keep a question; it joins the group whose members' answers were found equal to its own, or begins one.
@@ -258,7 +258,8 @@ class Memory:
         for first in range(0, len(ours), _BYTE_WORDS):
             some = slice(first, first + _BYTE_WORDS)
             differing += sum(
-                np.bitwise_count(theirs[:used] ^ word) for theirs, word in zip(self._signs[some], ours[some], strict=True)
+                np.bitwise_count(theirs[:used] ^ word)
+                for theirs, word in zip(self._signs[some], ours[some], strict=True)
             )
         if self._count < used:
             differing[~self._live[:used]] = self._dim + 1  # no living row's
