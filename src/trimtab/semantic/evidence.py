@@ -77,7 +77,7 @@ def gather(query: Query, memory: Memory, model: GroupModel) -> Candidate | None:
     rivals = sorted(set(groups))
     places = [rivals.index(group) for group in groups]
     vote = _votes(cosines, places, len(rivals))
-    fast_cosines, fast_vote = cosines, vote
+    fast_cosines, fast_vote = cosines, vote  # with one embedder for both, nothing is counted twice
     if query.fast is not query.accurate:
         fast_cosines = memory.fast_cosines(query.fast, entries).tolist()
         fast_vote = _votes(fast_cosines, places, len(rivals))
