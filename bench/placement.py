@@ -17,15 +17,16 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import msgspec
+
 import report
 from instruments import arrivals as traffic
 from instruments import rules
 from instruments.arrivals import Arrival, Made
 from instruments.replicas import EXACT, Figures, Rule, Truth, bound, play
-
 from trimtab.errors import BadRequest
 from trimtab.placement import prefix_blocks
 
@@ -130,9 +131,9 @@ def measured(case: Case) -> Iterator[Row]:
         best = bound(case.arrivals, case.blocks * case.replicas, truth)
         yield row(f"{OURS}, {name}", rules.Ours, best, truth)
         if truth.capacity_share != 1.0:
-            yield row(f"{OURS}, {name}, no reports", lambda r, b: rules.Ours(r, b, reports=False), best, truth)
+            yield row(f"{OURS}, {name}, no reports", partial(rules.Ours, reports=False), best, truth)
     for words, delay_s in (("each alone", None), ("told 0.1 s later", 0.1)):
-        several = lambda r, b, delay_s=delay_s: rules.Workers(r, b, WORKERS, delay_s)  # noqa: E731
+        several = partial(rules.Workers, workers=WORKERS, delay_s=delay_s)
         yield row(f"{OURS}, {WORKERS} workers, {words}", several, at_best)
 
 
@@ -174,7 +175,9 @@ def show(row: Row) -> None:
     print(f"  {row.rule:50} {one.of_bound:7.1%} {one.cached_share:6.1%}   {loads}   {inputs}   {took}", flush=True)
 
 
-HEAD = f"  {'':50} {'of one':>7} {'cached':>6}   {'prefill':^11}   {'with output':^11}   {'all input':^11}   {'us p50 p99':>13}"
+HEAD = (
+    f"  {'':50} {'of one':>7} {'cached':>6}   {'prefill':^11}   {'with output':^11}   {'all input':^11}   us p50, p99"
+)
 
 
 def cases(options: argparse.Namespace) -> Iterator[Case]:
@@ -231,7 +234,7 @@ def main() -> int:
         print(f"the bench cannot run: {error}", file=sys.stderr)
         return 2
     document = {
-        "what": "placement of requests on simulated replicas: cached share of the single cache's, busiest over mean load",
+        "what": "placement on simulated replicas: cached share of the single cache's, busiest over mean load",
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "commit": report.commit(),
         "machine": report.machine(),

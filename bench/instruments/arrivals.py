@@ -1,4 +1,4 @@
-"""Requests for the simulated replicas: traces with their arrival times, changed traces, and traffic of our own making."""
+"""Requests for the simulated replicas: traces with their arrival times, changed ones, and traffic of our own making."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def read(path: Path, sessions_per_s: float = 1.0, seed: int = 0) -> list[Arrival
     Poisson process, and a turn follows the answer before it (at 30 tokens/s) after an exponential pause of 5 s.
     Sessions without a name: a request belongs to its first block that not more than 1% of the requests have.
     """
-    found = [request for request in traces.read(path, seed=seed, sessions_per_s=sessions_per_s).requests]
+    found = traces.read(path, seed=seed, sessions_per_s=sessions_per_s).requests
     if not any(request.hash_ids for request in found):
         raise ValueError(f"{path} has no hash_ids: what its prompts share is not known")
     rng = random.Random(seed + 1)
@@ -104,7 +104,7 @@ def shuffled(arrivals: Sequence[Arrival], seed: int) -> list[Arrival]:
 
 
 class Made(msgspec.Struct, frozen=True):
-    """Traffic of our own making: tenants of very different size, each with a system prompt that all its sessions share."""
+    """Traffic of our own making: tenants of very different size, each with a system prompt that its sessions share."""
 
     tenants: int
     system_tokens: tuple[int, int]
@@ -118,7 +118,10 @@ class Made(msgspec.Struct, frozen=True):
         rng = random.Random(seed)
         size = self.block_tokens
         fresh = iter(range(1 << 40))
-        take = lambda tokens: [next(fresh) for _ in range(max(1, tokens // size))]  # noqa: E731
+
+        def take(tokens: int) -> list[int]:
+            return [next(fresh) for _ in range(max(1, tokens // size))]
+
         systems = [take(rng.randint(*self.system_tokens)) for _ in range(self.tenants)]
         shares = [1 / (n + 1) ** ZIPF for n in range(self.tenants)]
         made: list[Arrival] = []

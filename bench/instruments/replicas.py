@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import msgspec
+
 from instruments.arrivals import DECODE_TOKENS_PER_S, Arrival
 
 PREFILL_TOKENS_PER_S = 8000.0
@@ -63,10 +64,10 @@ class Cache:
 
 
 class Figures(msgspec.Struct, frozen=True):
-    """Of one rule on one trace. Loads are the busiest replica's over the mean; `of_bound` compares with one large cache.
+    """Of one rule on one trace. `of_bound` compares with one large cache; loads are the busiest replica's over the mean.
 
-    total: over the whole trace. windowed: the mean of each minute's ratio, weighted by that minute's load. A load is the
-    tokens to prefill; those and the answers'; or all of the input, cached or not.
+    total: over the whole trace. windowed: the mean of each minute's ratio, weighted by that minute's load. A load is
+    the tokens to prefill; those and the answers'; or all of the input, cached or not.
     """
 
     of_bound: float

@@ -7,7 +7,6 @@ import random
 from collections import deque
 
 from instruments.arrivals import Arrival
-
 from trimtab.placement import Choice, Placer
 from trimtab.placement.load import Load
 from trimtab.placement.mirror import Mirror
@@ -27,7 +26,7 @@ class _Base:
             self.load.add_replica(str(number))
 
     def loads(self, arrival: Arrival) -> list[float]:
-        return [load for load in self.load.at(arrival.at_s, {}).values()]
+        return list(self.load.at(arrival.at_s, {}).values())
 
     def fresh(self, arrival: Arrival) -> list[float]:
         """Tokens that each replica would have to prefill."""

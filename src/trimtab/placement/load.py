@@ -41,7 +41,7 @@ class Load:
         self._pending[replica] = 0.0
 
     def at(self, now: float, in_flight: Mapping[str, float] | None = None) -> dict[str, float]:
-        """Tokens by replica: recent work, but never less than is unfinished, as `in_flight` says or as was told here."""
+        """Tokens by replica: recent work, but no less than is unfinished, as `in_flight` says or as was told here."""
         self._forget(now)
         pending = self._pending if in_flight is None else in_flight
         return {replica: max(recent, pending.get(replica, 0.0)) for replica, recent in self._recent.items()}

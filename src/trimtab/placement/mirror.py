@@ -1,8 +1,8 @@
 """What one replica's prefix cache holds, as far as the requests sent there and its own reports tell.
 
-Engines evict blocks by least recent use and, of one prompt, the last block first, so a block is never there without those
-before it. A mirror does the same. How many blocks the engine really keeps is learned: the configured capacity is often
-wrong (memory is shared with running requests, block sizes differ).
+Engines evict blocks by least recent use and, of one prompt, the last block first, so a block is never there without
+those before it. A mirror does the same. How many blocks the engine really keeps is learned: the configured capacity is
+often wrong (memory is shared with running requests, block sizes differ).
 """
 
 from __future__ import annotations

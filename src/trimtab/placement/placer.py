@@ -3,8 +3,9 @@
 A replica's cost is what it would have to prefill, and a price for each token of work that it would then have beyond its
 bound: 5% over the mean, and one request more. So a conversation stays where its prefix is; a new one, which is dear
 everywhere, goes where there is room; and a prefix that more share than one replica can serve is copied to the next.
-Source: the bound is that of Mirrokni, Thorup and Zadimoghaddam, "Consistent Hashing with Bounded Loads" (2018), with the
-cached prefix in place of the hash; cached tokens weighed against recent load as in Srivatsa et al., "Preble" (2024).
+Source: the bound is that of Mirrokni, Thorup and Zadimoghaddam, "Consistent Hashing with Bounded Loads" (2018), with
+the cached prefix in place of the hash; saved prefill is weighed against the load of a recent window as by the scheduler
+E2 of Srivatsa et al., "Preble: Efficient Distributed Prompt Scheduling for LLM Serving" (2024).
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ _REMEMBERED: Final = 100  # requests whose sizes make up what is typical
 class Choice(msgspec.Struct, frozen=True):
     """Where one request goes, and why. msgspec can encode it, so that other workers can be told.
 
-    Reasons: `prefix`, no other replica holds more of it; `load`, one does, but has too much work; `new`, nobody holds any.
+    Reasons: `prefix`, no other replica holds more of it; `load`, one does, but has too much work; `new`, nobody holds
+    any of it.
     """
 
     replica: str
@@ -87,7 +89,8 @@ class Placer:
         """Where a prompt goes that is so many tokens long, and note that it went there.
 
         `now` in seconds of any clock that does not go back. `in_flight`: tokens that each replica has still to work
-        off, where the caller knows better than what was chosen here and not yet `done`. Raises BadRequest without replicas.
+        off, where the caller knows better than what was chosen here and not yet `done`. Raises BadRequest if there is
+        no replica.
         """
         choice = self._decide(tuple(blocks), tokens, now, in_flight)
         self.placed(choice)
