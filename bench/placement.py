@@ -175,9 +175,7 @@ def show(row: Row) -> None:
     print(f"  {row.rule:50} {one.of_bound:7.1%} {one.cached_share:6.1%}   {loads}   {inputs}   {took}", flush=True)
 
 
-HEAD = (
-    f"  {'':50} {'of one':>7} {'cached':>6}   {'prefill':^11}   {'with output':^11}   {'all input':^11}   us p50, p99"
-)
+HEAD = f"  {'':50} {'of one':>7} {'cached':>6}   {'prefill':^11}   {'with output':^11}   {'all input':^11}   us p50,p99"
 
 
 def cases(options: argparse.Namespace) -> Iterator[Case]:

@@ -64,7 +64,7 @@ class Cache:
 
 
 class Figures(msgspec.Struct, frozen=True):
-    """Of one rule on one trace. `of_bound` compares with one large cache; loads are the busiest replica's over the mean.
+    """Of one rule on one trace. `of_bound`: against one large cache; loads: the busiest replica's over the mean.
 
     total: over the whole trace. windowed: the mean of each minute's ratio, weighted by that minute's load. A load is
     the tokens to prefill; those and the answers'; or all of the input, cached or not.
