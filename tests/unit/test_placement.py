@@ -59,11 +59,18 @@ def test_who_is_known_to_be_busy_is_spared():
 def test_unfinished_work_counts_after_it_is_old_and_until_it_is_done():
     placer = Placer(["a", "b"], 1000)
     long = placer.choose(blocks(1, 100), 100_000, 0.0)
-    other = placer.choose(blocks(2, 1), 100, 3600.0)
-    assert long.replica == "a"
-    assert other.replica == "b"
+    other = placer.choose(blocks(2, 1), 100, 600.0)
+    assert (long.replica, other.replica) == ("a", "b")
     placer.done(long, 100)
-    assert placer.choose(blocks(3, 1), 100, 3600.0).replica == "a"
+    assert placer.choose(blocks(3, 1), 100, 600.0).replica == "a"
+
+
+def test_an_end_that_nobody_reports_is_forgotten():
+    placer = Placer(["a", "b"], 1000)
+    assert placer.choose(blocks(1, 100), 100_000, 0.0).replica == "a"
+    day_s = 86_400.0
+    chosen = [placer.choose(blocks(n, 1), 100, day_s).replica for n in range(2, 12)]
+    assert chosen.count("a") == chosen.count("b")
 
 
 def test_a_restart_that_nobody_told_of_is_noticed():

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Final
 
 HALF_LIFE_S: Final = 60.0
+_UNFINISHED_HALF_LIFE_S: Final = 600.0  # whoever was to report the end may have died
 
 
 class Load:
@@ -31,10 +32,11 @@ class Load:
         self._recent[replica] += work
         self._pending[replica] += work
 
-    def finished(self, replica: str, work: float) -> None:
-        """The replica is through with work that it was given."""
+    def finished(self, replica: str, work: float, given_at: float) -> None:
+        """The replica is through with work that it was given at that time."""
         if replica in self._pending:
-            self._pending[replica] = max(0.0, self._pending[replica] - work)
+            left = work * _kept(max(0.0, self._at - given_at), _UNFINISHED_HALF_LIFE_S)
+            self._pending[replica] = max(0.0, self._pending[replica] - left)
 
     def lost(self, replica: str) -> None:
         """What the replica had not finished is gone."""
@@ -48,7 +50,12 @@ class Load:
 
     def _forget(self, now: float) -> None:
         if now > self._at:
-            kept = 0.5 ** ((now - self._at) / HALF_LIFE_S)
-            for replica in self._recent:
-                self._recent[replica] *= kept
-            self._at = now
+            passed_s, self._at = now - self._at, now
+            for work, half_life_s in ((self._recent, HALF_LIFE_S), (self._pending, _UNFINISHED_HALF_LIFE_S)):
+                kept = _kept(passed_s, half_life_s)
+                for replica in work:
+                    work[replica] *= kept
+
+
+def _kept(passed_s: float, half_life_s: float) -> float:
+    return float(0.5 ** (passed_s / half_life_s))

@@ -108,7 +108,7 @@ class Placer:
 
     def done(self, choice: Choice, output_tokens: int | None = None) -> None:
         """The request has ended; with so many tokens of output, if that is known."""
-        self._load.finished(choice.replica, choice.work)
+        self._load.finished(choice.replica, choice.work, choice.at_s)
         if output_tokens is not None:
             self._output_tokens += (output_tokens - self._output_tokens) / _REMEMBERED
 
