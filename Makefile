@@ -74,7 +74,7 @@ bench-route: $(VENV)/.dev ## does routing keep its quality and save: DATA=folder
 	@test -n "$(DATA)" || { echo "say where the outcomes are: make bench-route DATA=folder (see bench/README.md)"; exit 2; }
 	@$(BIN)/python bench/route.py --data $(DATA)
 
-bench-placement: $(VENV)/.dev ## which replica gets a request, on simulated replicas: DATA=folder of traces (five minutes)
+bench-placement: $(VENV)/.dev ## which replica gets a request, on simulated replicas: DATA=folder of traces (a minute)
 	@test -n "$(DATA)" || { echo "say where the traces are: make bench-placement DATA=folder (see bench/README.md)"; exit 2; }
 	@$(BIN)/python bench/placement.py --data $(DATA)
 

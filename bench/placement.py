@@ -1,6 +1,6 @@
 """Which replica gets a request: cached share and evenness of load on simulated replicas, rule by rule.
 
-    make bench-placement DATA=folder             everything; three minutes on a free core
+    make bench-placement DATA=folder             everything; a minute
     .venv/bin/python bench/placement.py --data folder --quick
     .venv/bin/python bench/placement.py --trace FILE --blocks 10000 --replicas 4 [--sessions-per-s 1]
 
@@ -92,7 +92,7 @@ def changed(folder: Path) -> Iterator[Case]:
     """The same in other forms, and traffic of our own making."""
     mooncake, tau = traffic.read(folder / MOONCAKE), traffic.read(folder / TAU)
     yield Case("Mooncake, one half", traffic.halved(mooncake, 1), 10_000)
-    yield Case("Mooncake, the other seed's half", traffic.halved(mooncake, 2), 10_000)
+    yield Case("Mooncake, another half", traffic.halved(mooncake, 2), 10_000)
     yield Case("Mooncake, twice as slow", traffic.slowed(mooncake, 2.0), 10_000)
     yield Case("Mooncake, twice as fast", traffic.slowed(mooncake, 0.5), 10_000)
     yield Case("Mooncake, sessions shuffled", traffic.shuffled(mooncake, 1), 10_000)
@@ -178,6 +178,13 @@ def show(row: Row) -> None:
 HEAD = f"  {'':50} {'of one':>7} {'cached':>6}   {'prefill':^11}   {'with output':^11}   {'all input':^11}   us p50,p99"
 
 
+def positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
+
+
 def cases(options: argparse.Namespace) -> Iterator[Case]:
     if options.trace:
         arrivals = traffic.read(options.trace, options.sessions_per_s, options.seed)
@@ -194,8 +201,8 @@ def main() -> int:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--data", type=Path, metavar="FOLDER", help="where the two public traces are")
     source.add_argument("--trace", type=Path, metavar="FILE", help="this trace instead")
-    parser.add_argument("--blocks", type=int, default=10_000, help="that each replica's cache holds (with --trace)")
-    parser.add_argument("--replicas", type=int, default=4, help="how many (with --trace)")
+    parser.add_argument("--blocks", type=positive, default=10_000, help="of each replica's cache (with --trace)")
+    parser.add_argument("--replicas", type=positive, default=4, help="how many (with --trace)")
     parser.add_argument("--sessions-per-s", type=float, default=1.0, help="where it has no time stamps (with --trace)")
     parser.add_argument("--seed", type=int, default=0, help="of arrival times that a trace leaves open (with --trace)")
     parser.add_argument("--quick", action="store_true", help="the given traces only")
