@@ -36,6 +36,7 @@ from trimtab.wire.endpoints import App
 from trimtab.wire.gateway import Gateway, Shared
 from trimtab.wire.intake import Ids
 from trimtab.wire.metrics import Metrics
+from trimtab.wire.neighbours import Neighbours, folder_for
 from trimtab.wire.server import Server
 from trimtab.wire.targets import Targets
 
@@ -196,6 +197,7 @@ class Worker:
             Switches(switches_path(data_dir)),
             Spending(clock, _spent_today(config, data_dir, clock)),
             Client(socket_path(data_dir)) if configuration.keeps_similar(config) else None,
+            Neighbours(folder_for(run), name),
             _threads(config, run),
         )
         self._config = config
@@ -209,6 +211,8 @@ class Worker:
         loop.add_signal_handler(signal.SIGHUP, lambda: self._spawn(self._reload(app)))
         self._spawn(self._housekeeping(app))
         await self._shared.store.start()
+        if self._shared.neighbours is not None and self._config.server.workers > 1:
+            self._shared.neighbours.start()
         if self._shared.similar is not None:
             await self._shared.similar.start()
         # What is loaded stays: without it the collector walks it again and again (6% of a request's CPU, measured).
@@ -222,6 +226,8 @@ class Worker:
             self._shared.metrics.save()
             if self._shared.similar is not None:
                 await self._shared.similar.stop()
+            if self._shared.neighbours is not None:
+                self._shared.neighbours.stop()
             await self._shared.store.stop()
             self._shared.journal.close()
 

@@ -11,7 +11,7 @@ import msgspec
 
 from trimtab import config as configuration
 from trimtab.config import Config
-from trimtab.levers import ab, exact_cache, policy, route, semantic_cache
+from trimtab.levers import ab, exact_cache, place, policy, route, semantic_cache
 from trimtab.pipeline import Pipeline
 from trimtab.ports import AskAside, AskJudge, Lever
 from trimtab.prices import Prices
@@ -115,6 +115,12 @@ def levers(
         from trimtab.evals.gates import Gate
 
         found.append(ab.build(settings_of_lever(config, "ab"), targets.target, Gate(config, "ab").why_not))
+    if shared.neighbours is not None and configuration.replicas(config):
+        placing = place.build(
+            config.levers["place"], configuration.replicas(config), shared.clock, shared.neighbours.tell
+        )
+        shared.neighbours.hear = placing.hear
+        found.append(placing)
     if shared.similar is not None and configuration.is_used(config, "semantic_cache"):
         from trimtab.evals.gates import Gate
         from trimtab.redact import identity_in

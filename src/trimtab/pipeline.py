@@ -223,8 +223,10 @@ class Pipeline:
                 if lever.changes_answers:
                     flight.changed = (*flight.changed, decision)
                 if type(step) is Continue:
-                    flight.request, plan, holder = step.request, step.plan, lever
-                    if not lever.changes_answers:  # what it demands is how the request is to be served
+                    flight.request, plan = step.request, step.plan
+                    if holder is None and plan.attempts and plan.attempts[0].held:
+                        holder = lever
+                    if not flight.changed:  # what changes no answers is how the request is to be served
                         flight.plan = plan
                 elif type(step) is Answer:
                     return self._replay(flight, step, decision.slot)
@@ -233,7 +235,7 @@ class Pipeline:
             if flight.changed and self.watch is not None and self.watch.wants(flight):
                 flight.wants_reply = True
             accept = None
-            if holder is not None and plan.attempts and plan.attempts[0].held:
+            if holder is not None:
                 accept = partial(self._accept, flight, holder)
             try:
                 outcome = await self._dispatcher.execute(flight, plan, sink, self.headers, accept)

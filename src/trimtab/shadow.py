@@ -131,7 +131,7 @@ class Watch:
             return
         if record.end != End.OK or (flight.stored is None and reply is None):
             return
-        if reply is not None and reply.target == flight.plan.attempts[0].target:
+        if reply is not None and reply.target.model == flight.plan.attempts[0].target.model:
             return  # the lever's choice failed, and the reference itself answered
         (decision,) = flight.changed
         assert isinstance(decision.step, Continue)

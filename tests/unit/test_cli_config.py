@@ -116,6 +116,7 @@ tenant = "acme"
         "  routes   support",
         "  levers   ab: off",
         "           exact_cache: on, off on support",
+        "           place: on",
         "           policy: off",
         "           route: off",
         "           semantic_cache: off",

@@ -48,6 +48,12 @@ def check_whole(config: Config, document: dict[str, Any], env: Mapping[str, str]
             message = f"unknown engine {shown(model.engine)}; {choices(model.engine, engines)}"
             problems.add(("models", name, "engine"), message)
         _check_fallback(("models", name, "fallback"), name, model.fallback, models, problems)
+        for n, replica in enumerate(model.replicas):
+            if replica not in engines:
+                message = f"unknown engine {shown(replica)}; {choices(replica, engines)}"
+                problems.add(("models", name, "replicas"), message)
+            elif replica in (model.engine, *model.replicas[:n]):
+                problems.add(("models", name, "replicas"), f"{shown(replica)} is there twice; keep the first")
     _check_cycles(config, problems)
     for name, route in config.routes.items():
         if route.model and route.model not in models:

@@ -85,6 +85,7 @@ class ModelConfig(msgspec.Struct, frozen=True):
     engine: str
     name: str = ""
     fallback: tuple[str, ...] = ()
+    replicas: tuple[str, ...] = ()  # further engines that serve the very same model, by the same name
     price: PriceConfig | None = None
 
 
@@ -246,6 +247,11 @@ def settings_of(config: Config, lever: str) -> list[Any]:
     """A lever's settings, of all routes and of those that override them."""
     found = [config.levers.get(lever), *(route.levers.get(lever) for route in config.routes.values())]
     return [one for one in found if one is not None]
+
+
+def replicas(config: Config) -> dict[str, tuple[str, ...]]:
+    """The engines of each model that has several."""
+    return {name: (model.engine, *model.replicas) for name, model in config.models.items() if model.replicas}
 
 
 def shadowed_routes(config: Config) -> list[str]:

@@ -106,8 +106,8 @@ def answered(record: Record) -> bool:
 
 
 def as_planned(record: Record, reply: Reply, target: Target) -> bool:
-    """Whether an answer is the target's, or of the model that routing chose instead of it: no fallback's."""
-    if reply.target == target:
+    """Whether an answer is of the target's model, or of the one that routing chose instead of it: no fallback's."""
+    if reply.target.model == target.model:
         return True
     routed = any(one.slot == Slot.ROUTE.name and one.step == "change" for one in record.decisions)
     return routed and bool(record.attempts) and record.attempts[-1].purpose == Purpose.SERVE

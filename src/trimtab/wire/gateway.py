@@ -22,6 +22,7 @@ from trimtab.wire import embeddings
 from trimtab.wire.access import Access
 from trimtab.wire.intake import Ids
 from trimtab.wire.metrics import Metrics
+from trimtab.wire.neighbours import Neighbours
 from trimtab.wire.targets import Targets
 
 _MODEL_SCAN_BYTES = 1 << 20  # bodies beyond it (audio, files) are not searched for a model's name
@@ -45,6 +46,7 @@ class Shared(msgspec.Struct):
     switches: Switches
     spending: Spending  # of calls that no client waits for
     similar: Any = None  # similar.client.Client: the process beside, if this gateway has one
+    neighbours: Neighbours | None = None  # the other workers
     threads: Threads | None = None  # which model serves which conversation, if any are routed
     dials: dict[str, Dial] = msgspec.field(default_factory=dict)  # of routes with a budget
 
