@@ -1,7 +1,8 @@
 """Which quantization of the embedded model may serve? The gate, on the real engine, against F16.
 
     make bench-gate-quants                     Q4_0 and Q2_K, stopped as soon as they are decided; under twenty minutes
-    .venv/bin/python bench/gate_quants.py --quants Q8_0 --whole --keep runs     hours; goes on where it stopped
+    .venv/bin/python bench/gate_quants.py --quants Q8_0 --whole --keep runs     goes on where it stopped
+    ... --whole --keep runs --after RESULT.json     a new sample of items, as many as that result calls for
 
 Writes the quants with `trimtab engine quantize`, a configuration for each, and runs `trimtab gate` on the suite
 `small-model`: strata that a model of 135 million parameters can do at all. F16 is the reference; it is made from the
@@ -21,6 +22,8 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
+import new_sample
+
 MODEL = "smollm2-135m-instruct"
 EXPECTED = {"Q4_0": {"fail"}, "Q2_K": {"fail"}, "Q8_0": {"pass", "undecided"}}
 CONFIG = """\
@@ -28,6 +31,7 @@ CONFIG = """\
 kind = "llama_cpp"
 model = "{file}"
 parallel = 8
+threads = {threads}
 [models.smollm2]
 engine = "local"
 price = {{ machine_hour = 0.10 }}
@@ -40,7 +44,7 @@ def trimtab(*arguments: str, capture: bool = True) -> subprocess.CompletedProces
     return subprocess.run(command, stdout=subprocess.PIPE if capture else None, text=True, check=False)
 
 
-def configurations(folder: Path, quants: list[str]) -> dict[str, Path]:
+def configurations(folder: Path, quants: list[str], threads: int) -> dict[str, Path]:
     """A configuration for each, F16 among them."""
     done = trimtab("engine", "quantize", MODEL, "--to", ",".join(["F16", *quants]), "--out", str(folder), "--json")
     if done.returncode:
@@ -48,9 +52,19 @@ def configurations(folder: Path, quants: list[str]) -> dict[str, Path]:
     found = {}
     for written in json.loads(done.stdout)["files"]:
         path = folder / f"{written['type'].lower()}.toml"
-        path.write_text(CONFIG.format(file=Path(written["path"]).name))
+        path.write_text(CONFIG.format(file=Path(written["path"]).name, threads=threads))
         found[written["type"]] = path
     return found
+
+
+def new_suite(work: Path, after: Path, seed: str) -> str:
+    """A suite of new items, as many as the first verdict of an earlier result calls for; its folder."""
+    plan = new_sample.planned(json.loads(after.read_text())["verdicts"][0]["verdict"])
+    for stratum, (items, power) in plan.items():
+        print(f"{stratum:28} {items:5,} items, {power:.0%} power")
+    folder = work / f"small-model-{seed}"
+    new_sample.write(folder, seed, {stratum: items for stratum, (items, _) in plan.items()})
+    return str(folder)
 
 
 def main() -> int:
@@ -61,6 +75,9 @@ def main() -> int:
     parser.add_argument("--margin", default="0.05")
     parser.add_argument("--whole", action="store_true", help="ask all items; without it, stop when it is decided")
     parser.add_argument("--keep", type=Path, help="keep runs and quants there, and go on from them")
+    parser.add_argument("--threads", type=int, default=2, help="of each engine; 1 where others use the machine, too")
+    parser.add_argument("--after", type=Path, metavar="RESULT", help="a new sample, sized by what an earlier run found")
+    parser.add_argument("--seed", default="two", help="of the new sample: %(default)s")
     parser.add_argument("--out", type=Path, help="write the result there, too")
     options = parser.parse_args()
     quants = options.quants.split(",")
@@ -68,8 +85,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="trimtab-bench-") as name:
         work = options.keep or Path(name)
         work.mkdir(parents=True, exist_ok=True)
-        configs = configurations(work, quants)
-        command = ["gate", options.suite, "--reference", str(configs["F16"]), "--margin", options.margin]
+        suite = new_suite(work, options.after, options.seed) if options.after else options.suite
+        configs = configurations(work, quants, options.threads)
+        command = ["gate", suite, "--reference", str(configs["F16"]), "--margin", options.margin]
         for quant in quants:
             command += ["--candidate", str(configs[quant])]
         command += ["--out", str(work / "runs"), "--json", *([] if options.whole else ["--sequential"])]

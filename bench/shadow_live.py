@@ -65,6 +65,7 @@ model = "reference"
 model = "{name}"
 share = 1.0
 by = "request"
+gate = "advisory"
 [routes.{name}.shadow]
 share = {share}
 """

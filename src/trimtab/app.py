@@ -14,20 +14,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
+from trimtab import assembly
 from trimtab import config as configuration
 from trimtab.config import Config, registry
 from trimtab.dispatch import Dispatcher
 from trimtab.errors import ConfigError, StoreError
-from trimtab.levers import ab, exact_cache, policy, route, semantic_cache
+from trimtab.levers import exact_cache
 from trimtab.pipeline import Pipeline
-from trimtab.ports import AnswerStore, AskAside, AskJudge, Clock, Engine, Lever
+from trimtab.ports import AnswerStore, Clock, Engine
 from trimtab.prices import Prices
-from trimtab.protocols import CODECS, answer_text, aside
-from trimtab.routing import router as routers
-from trimtab.routing.router import Head
-from trimtab.shadow import Calls, Spending, Terms, Watch
+from trimtab.shadow import Spending
 from trimtab.similar.client import Client
 from trimtab.similar.messages import socket_path
 from trimtab.stores.captures import FILE_NAME as CAPTURE_FILE
@@ -36,7 +32,6 @@ from trimtab.stores.journal import FileJournal
 from trimtab.stores.switches import Switches
 from trimtab.stores.switches import path_in as switches_path
 from trimtab.stores.threads import ThreadTable
-from trimtab.types import Dialect, Plan, Purpose, Record, Reply, Request, Target, Usage
 from trimtab.wire.endpoints import App
 from trimtab.wire.gateway import Gateway, Shared
 from trimtab.wire.intake import Ids
@@ -52,9 +47,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("trimtab")
 
-QuickCost = Callable[[str, str, str, Usage, float], int | None]
-"""Engine, provider, upstream model, tokens, machine seconds to nano-USD; None while the price is being looked up."""
-
 Ports = Mapping[str, int]
 """Engines that run as processes of ours, by name, with the loopback port that each listens on."""
 
@@ -68,12 +60,12 @@ class SystemClock:
 
 def build_gateway(config: Config, shared: Shared, ports: Ports, env: Mapping[str, str]) -> Gateway:
     """A gateway for this configuration inside the running event loop."""
-    engines = _engines(config, ports, env)
+    engines = engines_of(config, ports, env)
     prices = Prices.of_tables(config.prices, config.models)
     dispatcher = Dispatcher(engines, shared.journal, shared.clock, max_response_bytes=config.server.max_response_bytes)
     policies = _capture_policies(config, env)
     shared.captures.use(policies)
-    cost = _quick_cost(prices, shared)
+    cost = assembly.quick_cost(prices, shared)
     pipeline = Pipeline(
         dispatcher,
         shared.journal,
@@ -83,154 +75,12 @@ def build_gateway(config: Config, shared: Shared, ports: Ports, env: Mapping[str
         shared.captures.tap(policies),
     )
     targets = Targets(config, engines)
-    ask = _paid(config, pipeline, cost, shared)
-    judge = _ask_judge(targets, ask)
-    watch = _watch(config, shared, ask, judge)
-    pipeline.watch = watch
-    calls = semantic_cache.Calls(ask, judge, watch.audited)
-    router = _router(config, targets, shared, pipeline, cost)
-    levers = sorted(_levers(config, targets, shared, calls, router), key=lambda lever: lever.slot)
-    gateway = Gateway(config, shared, targets, levers, pipeline, watch)
+    levers, pipeline.watch = assembly.levers(config, targets, shared, pipeline, cost)
+    gateway = Gateway(config, shared, targets, levers, pipeline, pipeline.watch)
     gateway.sweeper = asyncio.create_task(dispatcher.deadlines.sweep())
     known = [(engines[m.engine].provider, m.name or name) for name, m in config.models.items()]
     threading.Thread(target=prices.warm, args=(known,), daemon=True, name="prices").start()
     return gateway
-
-
-def _whole(dialect: Dialect, finish: str, fields: dict[str, msgspec.Raw]) -> bool:
-    return CODECS[dialect].finish_is_whole(finish, fields)
-
-
-def _levers(
-    config: Config,
-    targets: Targets,
-    shared: Shared,
-    calls: semantic_cache.Calls,
-    router: route.RouteByGain | None,
-) -> list[Lever]:
-    behind = {name: _identity(config, name) for name in config.engines}
-
-    def identity(engine: str, route: str) -> str:
-        return behind[engine] + (router.identity(route) if router is not None else "")
-
-    levers: list[Lever] = [
-        exact_cache.build(
-            lambda route: config.lever_settings("exact_cache", route), shared.store, shared.clock, _whole, identity
-        ),
-    ]
-    if configuration.is_used(config, "policy"):
-        levers.append(policy.build(lambda route: config.lever_settings("policy", route), targets.target))
-    if router is not None:
-        levers.append(router)
-    if configuration.is_used(config, "ab"):
-        levers.append(ab.build(lambda route: config.lever_settings("ab", route), targets.target))
-    if shared.similar is not None and configuration.is_used(config, "semantic_cache"):
-        from trimtab.evals.gates import Gate
-        from trimtab.redact import identity_in
-
-        levers.append(
-            semantic_cache.build(
-                lambda route: config.lever_settings("semantic_cache", route),
-                shared.similar,
-                shared.clock,
-                semantic_cache.Facts(_whole, identity, identity_in, Gate(config, "semantic_cache").why_not),
-                calls,
-            )
-        )
-    return levers
-
-
-def _router(
-    config: Config, targets: Targets, shared: Shared, pipeline: Pipeline, cost: QuickCost
-) -> route.RouteByGain | None:
-    """What routes requests, where any are routed. Raises ConfigError for a router's file that cannot be read."""
-    if shared.similar is None or shared.threads is None or not configuration.is_used(config, "route"):
-        return None
-    from trimtab.evals.gates import Gate
-
-    heads: dict[str, tuple[Head, str]] = {}
-
-    def path(settings: route.Config) -> str:
-        return str(configuration.router_path(config, settings))
-
-    def head(settings: route.Config) -> tuple[Head, str] | None:
-        if settings.predictor == route.CLASSIFIER:
-            return None
-        if settings.predictor not in heads:
-            read, name = routers.read(Path(path(settings)))
-            heads[settings.predictor] = read.head, name
-        return heads[settings.predictor]
-
-    for settings in configuration.settings_of(config, "route"):
-        if route.in_use(settings):
-            head(settings)
-
-    def price(target: Target, usage: Usage) -> int | None:
-        return cost(target.engine, target.provider, target.upstream_model, usage, 0.0)
-
-    def spent(record: Record) -> int | None:
-        costs = [cost(one.engine, one.provider, one.model, one.usage, one.machine_s) for one in record.attempts]
-        return None if None in costs else sum(one for one in costs if one is not None)
-
-    facts = route.Facts(
-        lambda name: config.lever_settings("route", name),
-        config.table_of,
-        targets.target,
-        head,
-        path,
-        _whole,
-        Gate(config, "route").why_not,
-        lambda name: shared.switches.why("route", config.table_of(name)),
-        price,
-        spent,
-    )
-    means = route.Means(
-        shared.similar,
-        shared.threads,
-        pipeline.ask_within,
-        shared.clock,
-        shared.dials,
-        lambda name, served: shared.metrics.add(("trimtab_routed_total", name, served)),
-    )
-    return route.build(facts, means)
-
-
-def _paid(config: Config, pipeline: Pipeline, cost: QuickCost, shared: Shared) -> AskAside:
-    """Calls that no client waits for, each counted in what the route spends on them."""
-
-    async def ask(request: Request, plan: Plan, purpose: Purpose) -> Reply | None:
-        reply = await pipeline.ask_aside(request, plan, purpose)
-        if reply is not None:
-            target = reply.target
-            nusd = cost(target.engine, target.provider, target.upstream_model, reply.usage, reply.machine_s)
-            shared.spending.add(config.table_of(request.scope.route), nusd or 0)
-        return reply
-
-    return ask
-
-
-def _watch(config: Config, shared: Shared, ask: AskAside, judge: AskJudge) -> Watch:
-    """What watches levers that change answers."""
-    terms = {
-        name: Terms(name, shadow.share, shadow.margin, shadow.budget_usd_per_day * 1e9 / workers, shadow.judge_model)
-        for name, route in config.routes.items()
-        if (shadow := route.shadow) is not None and shadow.share > 0 and (workers := config.server.workers)
-    }
-
-    async def compare(fresh: str, others: list[str], timeout_s: float) -> list[bool | None] | None:
-        found: list[bool | None] | None = None
-        if shared.similar is not None:
-            found = await shared.similar.compare(fresh, others, timeout_s)
-        return found
-
-    return Watch(
-        lambda route: terms.get(config.table_of(route)),
-        lambda lever, route: shared.switches.why(lever, config.table_of(route)),
-        Calls(ask, compare, judge),
-        shared.spending,
-        shared.journal,
-        lambda route, lever, result: shared.metrics.add(("trimtab_shadow_total", route, lever, result)),
-    )
 
 
 def _threads(config: Config, run: Path) -> ThreadTable | None:
@@ -252,18 +102,6 @@ def _spent_today(config: Config, data_dir: Path, clock: Clock) -> dict[str, floa
             table = config.table_of(route)
             spent[table] = spent.get(table, 0.0) + nusd / config.server.workers
     return spent
-
-
-def _ask_judge(targets: Targets, ask: AskAside) -> AskJudge:
-    async def judge(request: Request, model: str, question: str, fresh: str, other: str) -> bool | None:
-        from trimtab.semantic import llm_judge  # numpy comes with it
-
-        asked = aside.question(request, model, llm_judge.llm_request(question, fresh, "", other, model))
-        reply = await ask(asked, targets.alone(model, Dialect.OPENAI), Purpose.JUDGE)
-        text = None if reply is None else answer_text(reply.body, Dialect.OPENAI)
-        return None if text is None else llm_judge.llm_verdict(text).same
-
-    return judge
 
 
 def answer_store(
@@ -290,20 +128,8 @@ def answer_store(
     return LmdbStore(folder, settings.max_bytes, clock, memory)
 
 
-def _quick_cost(prices: Prices, shared: Shared) -> QuickCost:
-    asked: set[tuple[str, str]] = set()
-
-    def cost(engine: str, provider: str, model: str, usage: Usage, machine_s: float) -> int | None:
-        money = prices.quick(provider, model, usage, shared.clock.wall(), engine=engine, machine_s=machine_s)
-        if money is None and (provider, model) not in asked and len(asked) < 1000:
-            asked.add((provider, model))  # the look-up takes a moment: this answer goes without, the next ones have it
-            threading.Thread(target=prices.warm, args=([(provider, model)],), daemon=True, name="prices").start()
-        return None if money is None else money.nusd
-
-    return cost
-
-
-def _engines(config: Config, ports: Ports, env: Mapping[str, str]) -> dict[str, Engine]:
+def engines_of(config: Config, ports: Ports, env: Mapping[str, str]) -> dict[str, Engine]:
+    """The upstreams by name. `ports` has those that run as processes of ours."""
     engines: dict[str, Engine] = {}
     for name, engine in config.engines.items():
         module = registry.find("engines", engine.kind)
@@ -344,16 +170,6 @@ def _capture_count(metrics: Metrics) -> Callable[[str, int], None]:
         metrics.add(("trimtab_capture_written_total",) if written else ("trimtab_capture_dropped_total", what), number)
 
     return count
-
-
-def _identity(config: Config, engine: str) -> str:
-    """What is behind an engine's name, for cache keys; of a model's file its size and age too: it may be replaced."""
-    settings = config.engines[engine].settings
-    where: str = getattr(settings, "base_url", "") or getattr(settings, "model", "")
-    if where.endswith(".gguf") and (file := Path(where)).is_file():
-        found = file.stat()
-        return f"{where} {found.st_size} {found.st_mtime_ns}"
-    return where
 
 
 class Worker:
@@ -414,6 +230,8 @@ class Worker:
             await asyncio.sleep(1.0)
             self._shared.journal.flush()
             self._shared.switches.look()
+            if self._shared.similar is not None:
+                await self._shared.similar.start()  # again, if it was gone
             app.gateway.gauge()
             self._shared.metrics.save()
 
@@ -554,6 +372,7 @@ def run_similar(config: Config, ready: Callable[[], None]) -> None:
     """
     import sqlite3
 
+    from trimtab.levers import route
     from trimtab.semantic.embed import load_accurate, load_fast
     from trimtab.similar import server
     from trimtab.similar.routers import Routers
@@ -568,7 +387,11 @@ def run_similar(config: Config, ready: Callable[[], None]) -> None:
         service = Service(data_dir / "cache", accurate, fast, SystemClock())
     except (OSError, sqlite3.Error) as error:
         raise StoreError(f"its file in {data_dir / 'cache'}: {error}") from error
-    asyncio.run(server.serve(socket_path(data_dir), service, Routers(fast), ready))
+    routers = Routers(fast)
+    for settings in configuration.settings_of(config, "route"):
+        if route.in_use(settings) and settings.predictor != route.CLASSIFIER:
+            routers.warm(str(configuration.router_path(config, settings)))
+    asyncio.run(server.serve(socket_path(data_dir), service, routers, ready))
 
 
 def run_engine(config: Config, name: str, port: int, ready: Callable[[], None]) -> None:

@@ -131,6 +131,8 @@ class Watch:
             return
         if record.end != End.OK or (flight.stored is None and reply is None):
             return
+        if reply is not None and reply.target == flight.plan.attempts[0].target:
+            return  # the lever's choice failed, and the reference itself answered
         (decision,) = flight.changed
         assert isinstance(decision.step, Continue)
         busy, spent = len(self._running) >= _MOST_AT_ONCE, self._spending.spent(terms.route)

@@ -37,6 +37,7 @@ price = {{ input_per_mtok = 0.1, output_per_mtok = 0.2 }}
 model = "good"
 [routes.default.levers.ab]
 model = "other"
+gate = "advisory"
 share = 1.0
 by = "request"
 [routes.default.shadow]
@@ -46,6 +47,7 @@ share = 1.0
 model = "good"
 [routes.steady.levers.ab]
 model = "equal"
+gate = "advisory"
 share = 1.0
 [routes.steady.shadow]
 share = 1.0
@@ -54,6 +56,7 @@ share = 1.0
 model = "good"
 [routes.split.levers.ab]
 model = "equal"
+gate = "advisory"
 share = 0.5
 """
 NUMBERS = count(1)

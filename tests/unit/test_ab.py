@@ -18,8 +18,9 @@ CANDIDATE = Target("cheap", "other", "fast-up", "openai")
 BODY = b'{"messages":[{"role":"user","content":"Hi"}],"temperature":0}'
 
 
-def lever(**config):
-    return ab.build(lambda route: ab.Config(**({"model": "cheap"} | config)), lambda model, dialect: CANDIDATE)
+def lever(no_verdict="", **config):
+    settings = ab.Config(**({"model": "cheap"} | config))
+    return ab.build(lambda route: settings, lambda model, dialect: CANDIDATE, lambda scope, model: no_verdict)
 
 
 async def decide(scope, **config):
@@ -27,7 +28,7 @@ async def decide(scope, **config):
 
 
 async def test_off_by_default():
-    decision = await ab.build(lambda route: ab.Config(), lambda *_: CANDIDATE).decide(ask(BODY), PLAN)
+    decision = await ab.build(lambda route: ab.Config(), lambda *_: CANDIDATE, lambda *_: "").decide(ask(BODY), PLAN)
     assert (decision.step, decision.reason, decision.score) == (None, "off for this route", None)
 
 
@@ -43,6 +44,18 @@ async def test_the_arm_is_said_and_the_candidate_takes_the_first_targets_place()
     assert (b.reason, b.threshold) == ("arm B cheap against fast, by user", 1.0)
     a = await lever(share=0.0).decide(request, plan)
     assert (a.step, a.reason, a.score) == (None, f"arm A {first.target.model} against cheap, by user", b.score)
+
+
+@pytest.mark.parametrize(("share", "arm"), [(1.0, "B cheap against fast"), (0.0, "A fast against cheap")])
+async def test_without_a_verdict_nobody_gets_the_candidate(share, arm):
+    request = ask(BODY, scope={"user": "ann"})
+    decision = await lever("no verdict", share=share).decide(request, PLAN)
+    assert (decision.step, decision.score) == (None, None)  # in neither arm, for the report as well
+    assert decision.reason == f"shadow (no verdict), would be arm {arm}, by user"
+    advisory = await lever("no verdict", share=share, gate="advisory").decide(request, PLAN)
+    assert advisory.reason == f"arm {arm}, by user, gate advisory"
+    assert isinstance(advisory.step, Continue) == (share == 1.0)
+    assert advisory.score == (await lever(share=share).decide(request, PLAN)).score
 
 
 async def test_a_request_for_the_candidate_is_in_no_arm():

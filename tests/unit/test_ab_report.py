@@ -155,10 +155,22 @@ async def test_the_lever_says_what_the_report_reads():
     from test_ab import PLAN, ask, lever
 
     for share, arm in ((0.0, "A"), (1.0, "B")):
-        decision = await lever(share=share).decide(ask(scope={"user": "ann"}), PLAN)
-        match = _arms.REASON.fullmatch(decision.reason)
-        assert match is not None and match[1] == arm
-        assert {match[2], match[3]} == {"fast", "cheap"}
+        for held in ("", "no verdict"):
+            decision = await lever(held, share=share, gate="advisory").decide(ask(scope={"user": "ann"}), PLAN)
+            match = _arms.REASON.fullmatch(decision.reason)
+            assert match is not None and match[1] == arm
+            assert {match[2], match[3]} == {"fast", "cheap"}
+            assert bool(match[5]) == bool(held)
+
+
+def test_a_test_without_a_verdict_says_so(tmp_path, journal):
+    reason = "arm {} {} against {}, by user{}"
+    for number, said in enumerate(("", ", gate advisory")):
+        decision = DecisionRecord(
+            "ab", "1", "ADMIT", "change", reason.format("B", "cheap", "fast", said), 0.1 * number, 0.5
+        )
+        journal.row(request(number, "B", decisions=(decision,)))
+        assert report(tmp_path)["gate_advisory"] == bool(said)
 
 
 def test_the_command(tmp_path, journal, monkeypatch):

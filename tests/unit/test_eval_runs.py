@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from test_config import OPENAI
 
 from trimtab import config as configuration
 from trimtab.errors import BadRequest
@@ -159,6 +162,68 @@ class TestGate:
         (tmp_path / "verdict.json").unlink()
         missing = gates.Gate(configuration.load(tmp_path / "trimtab.toml", {}), "semantic_cache")
         assert "cannot be read" in missing.why_not(Scope("t"), "m")
+
+    def test_what_was_trained_anew_was_not_judged(self, tmp_path: Path) -> None:
+        self.gate(tmp_path, judged=self.SAME, ruling_scores=self.GOOD)
+        made = tmp_path / "own.router"
+        made.write_bytes(b"")
+        config = configuration.load(tmp_path / "trimtab.toml", {})
+        assert "own.router is younger" in gates.Gate(config, "semantic_cache", lambda _: made).why_not(Scope("t"), "m")
+        os.utime(made, (0, 0))
+        assert gates.Gate(config, "semantic_cache", lambda _: made).why_not(Scope("t"), "m") == ""
+
+
+class TestGateOfAnExperiment:
+    def test_its_verdict_is_of_the_candidate_and_not_of_who_gets_it(self, tmp_path: Path) -> None:
+        models = f'{OPENAI}\n[models.large]\nengine = "openai"\n[models.small]\nengine = "openai"\n'
+        split = '[levers.ab]\nmodel = "{model}"\nshare = {share}\nby = "{by}"\nverdict = "verdict.json"\n'
+        judged = models + split.format(model="small", share=1.0, by="request") + 'gate = "advisory"\n'
+        scores = [1.0] * 60 + [0.0] * 60
+        candidate = run_of(scores, "small", settings=judged, model="large")
+        found = verdicts.of_runs(run_of(scores, settings=models, model="large"), candidate, GateTerms(), 1e9)
+        (tmp_path / "verdict.json").write_bytes(verdicts.as_json(found))
+
+        def gate(model: str) -> gates.Gate:
+            (tmp_path / "t.toml").write_text(models + split.format(model=model, share=0.1, by="user"))
+            return gates.Gate(configuration.load(tmp_path / "t.toml", {}), "ab")
+
+        assert gate("small").why_not(Scope("t"), "large") == ""
+        assert "model" in gate("small").why_not(Scope("t"), "medium")
+        assert "other settings" in gate("large").why_not(Scope("t"), "large")
+
+
+class TestFresh:
+    """A pass that switches a lever on again."""
+
+    PASS = [1.0] * 60 + [0.0] * 60
+    AB = '{openai}\n[models.small]\nengine = "openai"\n[routes.faq.levers.ab]\nmodel = "small"\n'
+
+    def fresh(self, tmp_path: Path, ruling_scores: list[float] = PASS, off_since: float = 0.9e9, **changes: Any) -> str:
+        text = self.AB.format(openai=OPENAI)
+        candidate = run_of(ruling_scores, "small", **({"settings": text, "route": "faq", "at": 1e9} | changes))
+        found = verdicts.of_runs(run_of(self.PASS, settings=OPENAI), candidate, GateTerms(), 2e9)
+        path = tmp_path / "verdict-small.json"
+        path.write_bytes(verdicts.as_json(found))
+        (tmp_path / "trimtab.toml").write_text(text)
+        return gates.fresh(path, configuration.load(tmp_path / "trimtab.toml", {}), "ab", "faq", off_since)
+
+    def test_a_pass_says_its_file_and_its_hash(self, tmp_path: Path) -> None:
+        said = self.fresh(tmp_path)
+        sha256 = hashlib.sha256((tmp_path / "verdict-small.json").read_bytes()).hexdigest()
+        assert said.startswith(f"verdict-small.json (sha256 {sha256[:16]}) passed with m: within the margin")
+
+    @pytest.mark.parametrize(
+        ("changes", "problem"),
+        [
+            ({"ruling_scores": [0.0] * 120}, "the verdict says fail"),
+            ({"settings": OPENAI}, "of other settings"),
+            ({"route": ""}, "of the route ''"),
+            ({"off_since": 1e9}, "before the lever was switched off"),  # the file is younger, its run is not
+        ],
+    )
+    def test_nothing_else_does(self, tmp_path: Path, changes: dict[str, Any], problem: str) -> None:
+        with pytest.raises(BadRequest, match=problem):
+            self.fresh(tmp_path, **changes)
 
 
 def labels(count: int) -> list[trial.Labelled]:

@@ -97,11 +97,29 @@ def test_what_the_application_says_after_the_answer_meets_its_row(tmp_path, jour
     ingester.run_once()
     journal.row(paid("a", 1000, scope=Scope("t"), trace="00-" + "ab" * 16 + "-" + "cd" * 8 + "-01"))
     journal.note(Stages("a", "t", 6.0, {"validation": 0.3}))  # said again
-    journal.note(Stages("a", "other", 6.0, {"forged": 9.0}))  # by another tenant
+    journal.note(Stages("a", "other", 6.0, {"forged": 9.0, "act": 9.0}))  # by another tenant
     ingester.run_once()
     with ledger_reader.Reader(tmp_path / ledger_db.FILE_NAME) as reader:
         assert reader.show("a")["detail"]["later_stages"] == {"act": 0.1, "validation": 0.3}
         assert reader.of_trace("ab" * 16) == ["a"]
+
+
+def test_stages_of_an_earlier_ledger_are_kept_and_become_their_tenants_own(tmp_path, journal, ingester):
+    journal.row(paid("a", 1000, scope=Scope("t")))
+    ingester.run_once()
+    ingester.close()
+    database = tmp_path / ledger_db.FILE_NAME
+    with sqlite3.connect(database) as connection:
+        connection.executescript(
+            "DROP TABLE later_stages; PRAGMA user_version = 5; CREATE TABLE later_stages (request_id TEXT NOT NULL,"
+            " name TEXT NOT NULL, tenant TEXT NOT NULL, at REAL NOT NULL, duration_s REAL NOT NULL,"
+            " UNIQUE (request_id, name)); INSERT INTO later_stages VALUES ('a', 'act', 't', 5.0, 0.1)"
+        )
+    journal.note(Stages("a", "other", 6.0, {"act": 9.0}))
+    ingester.run_once()
+    with ledger_reader.Reader(database) as reader:
+        assert reader.show("a")["detail"]["later_stages"] == {"act": 0.1}
+    assert query(tmp_path, "SELECT tenant FROM later_stages ORDER BY rowid") == [("t",), ("other",)]
 
 
 def test_an_intent_without_its_row_waits_while_the_writer_lives(tmp_path, journal, ingester):

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 
 import msgspec
 import pytest
 from click.testing import CliRunner
+from test_config import OPENAI
+from test_eval_runs import run_of
 from test_ingest import PRICES, query
 
 from trimtab.cli import main
+from trimtab.evals import verdicts
 from trimtab.quality.marks import MONITOR, Mark
 from trimtab.quality.monitor import Monitor, MonitorTerms
+from trimtab.quality.verdict import GateTerms
 from trimtab.stores import _monitors, ledger_db, ledger_reader, switches
 from trimtab.stores.ingest import Ingester
 from trimtab.stores.journal import FileJournal
@@ -256,3 +261,47 @@ def test_the_commands(tmp_path, journal, monkeypatch):
     assert code == 2 and "ab" in said and "semantic_cache" in said
     code, said = trimtab(tmp_path, "levers", "off", "ab", "--route", "no such route")
     assert code == 2 and "--route" in said
+
+
+def test_a_fresh_pass_switches_it_on(tmp_path, journal, monkeypatch):
+    monkeypatch.delenv("TRIMTAB_CONFIG", raising=False)
+    monkeypatch.chdir(tmp_path)
+    split = f'{OPENAI}\n[models.small]\nengine = "openai"\n[levers.ab]\nmodel = "small"\n'
+    (tmp_path / "trimtab.toml").write_text(split)
+    for number in range(60):
+        journal.note(judged(number, 1.0))
+    ingest(tmp_path).close()
+    since = levers(tmp_path)["default", "ab"]["since"]
+    on = ("levers", "on", "ab", "--route", "default", "--verdict", "verdict.json")
+    passing = [1.0] * 60 + [0.0] * 60
+    for at, scores, why in ((since - 1, passing, "before the lever"), (since + 1, [0.0] * 120, "says fail")):
+        verdict_file(tmp_path / "verdict.json", split, scores, at)
+        code, said = trimtab(tmp_path, *on)
+        assert code == 1 and why in said, said
+        assert off(tmp_path).why("ab", "default")
+    verdict_file(tmp_path / "verdict.json", split, passing, since + 1)
+    code, said = trimtab(tmp_path, *on, "--reason", "mended")
+    assert code == 0, said
+    ((reason,),) = query(tmp_path, "SELECT reason FROM lever_marks WHERE is_on")
+    sha256 = hashlib.sha256((tmp_path / "verdict.json").read_bytes()).hexdigest()
+    assert reason.startswith(f"mended; verdict.json (sha256 {sha256[:16]}) passed with m: within the margin of 0.05")
+    assert not off(tmp_path).why("ab", "default")
+    code, said = trimtab(tmp_path, *on)
+    assert code == 1 and "is on for route default" in said
+
+
+def verdict_file(path, settings, scores, at):
+    reference = run_of([1.0] * 60 + [0.0] * 60, settings=OPENAI)
+    candidate = run_of(scores, "small", settings=settings, route="default", at=at)
+    path.write_bytes(verdicts.as_json(verdicts.of_runs(reference, candidate, GateTerms(), at + 60)))
+
+
+def test_the_status_says_what_needs_no_verdict(tmp_path, monkeypatch):
+    monkeypatch.delenv("TRIMTAB_CONFIG", raising=False)
+    monkeypatch.chdir(tmp_path)
+    split = f'{OPENAI}\n[models.small]\nengine = "openai"\n[levers.ab]\nmodel = "small"\n'
+    for more, gate in (("", "required"), ('gate = "advisory"\n', "advisory")):
+        (tmp_path / "trimtab.toml").write_text(split + more)
+        code, said = trimtab(tmp_path, "levers", "status", "--json")
+        assert (code, json.loads(said)["gate"]) == (0, gate)
+        assert ("it needs no verdict" in trimtab(tmp_path, "levers", "status")[1]) == (gate == "advisory")

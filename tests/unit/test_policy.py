@@ -28,7 +28,7 @@ async def test_a_model_is_pinned_and_its_fallbacks_are_not_reached():
     assert isinstance(decision.step, Continue)
     assert [one.target for one in decision.step.plan.attempts] == [B, B]
     assert decision.reason == "rule eu sends it to b"
-    split = ab.build(lambda route: ab.Config("a", 1.0), lambda *_: A)
+    split = ab.build(lambda route: ab.Config("a", 1.0), lambda *_: A, lambda *_: "")
     assert (await split.decide(of(), decision.step.plan)).step is None
 
 

@@ -48,7 +48,9 @@ class Routed(World):
             ),
         )
         self.threads = ThreadTable(tmp_path / "threads")
-        means = route.Means(self, self.threads, self.pipeline.ask_within, self.clock, self.dials, lambda *what: self.counts.append(what))
+        means = route.Means(
+            self, self.threads, self.pipeline.ask_within, self.clock, self.dials, lambda *what: self.counts.append(what)
+        )
         self.lever = route.build(facts, means)
 
     def price(self, target, usage):

@@ -21,11 +21,11 @@ from trimtab.errors import BadRequest, StoreError
 from trimtab.evals.route_labels import of_runs
 from trimtab.evals.runs import Answered, Head, RunFile
 from trimtab.evals.suite import load
-from trimtab.measure.asked import last_turn
 from trimtab.measure.route_data import Job
 from trimtab.measure.route_labels import of_folders
 from trimtab.measure.route_ledger import Wanted, of_ledger
 from trimtab.measure.route_training import train
+from trimtab.protocols.conversation import last_turn
 from trimtab.routing import predictor, router
 from trimtab.routing.serving import Serving
 from trimtab.semantic import embed as embedding
@@ -108,6 +108,16 @@ def test_the_summary_says_where_it_does_not_pay(tmp_path, fake_embedder, monkeyp
     assert "no cascade" in words
     made, _ = router.read(tmp_path / "org_small_v1-large.router")
     assert (made.head.kind, made.head.pays, made.acceptance, made.head.after) == ("always strong", False, b"", ())
+
+
+def test_a_strong_model_without_a_lead_leaves_the_weak_one_alone(tmp_path, fake_embedder):
+    prompts = [{"id": str(n), "prompt": f"Thing {n}"} for n in range(60)]
+    folder = write(tmp_path / "own", prompts, {"scores": (["a", "b"], [[n % 2, 0] for n in range(60)])})
+    result = invoke("--data", folder, "--weak", "a", "--strong", "b", "--out", tmp_path / "x.router")
+    assert result.exit_code == 0, result.output
+    assert "b scores no more than a here" in " ".join(result.stdout.split())
+    assert "nan" not in result.stdout
+    assert router.read(tmp_path / "x.router")[0].head.kind == "always weak"
 
 
 def test_the_same_data_and_seed_make_the_same_bytes(tmp_path):
@@ -343,7 +353,7 @@ def test_two_settings_of_one_model_go_by_their_names(tmp_path, suite):
     ],
 )
 def test_the_last_turn_is_a_users_text(messages, text):
-    assert last_turn(messages) == text
+    assert last_turn(json.dumps(messages).encode()) == text
 
 
 # From the ledger

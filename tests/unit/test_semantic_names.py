@@ -47,7 +47,7 @@ async def test_an_answer_with_a_name_needs_a_user_of_its_own(
 ) -> None:
     config = semantic_cache.Config(mode="static", person_names=names, share_users=share)
     answers = Answers()
-    facts = semantic_cache.Facts(whole, lambda _: "", identity_in, lambda *_: "")
+    facts = semantic_cache.Facts(whole, lambda *_: "", identity_in, lambda *_: "")
     calls = semantic_cache.Calls(no_audit, no_audit, lambda *_: None)
     cache = semantic_cache.build(lambda _: config, answers, FakeClock(), facts, calls)
     request = ask(BODY.replace(b'"hi"', b'"How do I open the door?"'), scope={"user": user})

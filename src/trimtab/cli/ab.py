@@ -39,6 +39,7 @@ def ab(route: str, since: float | None, data_dir: Path | None, config_path: Path
             click.echo(
                 f"No request of route {route} was in an A/B test{' since then' if since else ''}. To begin one, add to "
                 f'trimtab.toml:\n\n  [routes.{route}.levers.ab]\n  model = "CANDIDATE"\n  share = 0.1'
+                '\n\nWithout a verdict of `trimtab gate` nobody gets the candidate, unless gate = "advisory" is there.'
             )
         return
     found = {"route": route, **found, "shadow": shadow[0] if shadow else None}
@@ -53,6 +54,8 @@ def _print(found: dict[str, Any]) -> None:
     click.echo(f"route {found['route']}: {found['candidate']} (B) against what was asked (A), since {since}")
     if found["setting_changed"]:
         click.echo("The setting changed then; what came before is not compared.")
+    if found["gate_advisory"]:
+        click.echo('No verdict of the gate covers this test: the setting says gate = "advisory".')
     a, b = found["arms"]["A"], found["arms"]["B"]
     table = plain_table()
     table.add_column("")

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from trimtab.cli.place import Place, gateway_options, print_lines
-from trimtab.errors import ConfigError
+from trimtab.errors import BadRequest, ConfigError
 
 _WAIT_S = 10.0  # for the gateway's ingester to take up a switch
 _NONE = """No lever that changes answers is in use. Those are: {levers}.
@@ -38,9 +38,10 @@ def status(data_dir: Path | None, config_path: Path | None, as_json: bool) -> No
     place = Place(data_dir, config_path)
     with place.reader() as reader:
         found = {(row["route"], row["lever"]): row for row in reader.levers()}
-    for key in _in_use(config_path):
+    in_use = _in_use(config_path)
+    for key in in_use:
         found.setdefault(key, _unheard_of(*key))
-    rows = [found[key] for key in sorted(found)]
+    rows = [found[key] | {"gate": in_use.get(key, "")} for key in sorted(found)]
     if as_json:
         print_lines(rows)
         return
@@ -54,10 +55,17 @@ def status(data_dir: Path | None, config_path: Path | None, as_json: bool) -> No
 @click.argument("lever")
 @click.option("--route", required=True, help="The route's table in the configuration.")
 @click.option("--reason", default="", help="Why; kept in the ledger.")
+@click.option("--verdict", type=click.Path(path_type=Path, exists=True, dir_okay=False),
+              help="Only on this pass of `trimtab gate`, by a run since it went off.")  # fmt: skip
 @gateway_options
-def on(lever: str, route: str, reason: str, **options: Any) -> None:
-    """Switch a lever on; what was known of its quality is set aside, and it is watched anew."""
-    _switch(lever, route, reason, options, on=True)
+def on(lever: str, route: str, reason: str, verdict: Path | None, **options: Any) -> None:
+    """Switch a lever on; what was known of its quality is set aside, and it is watched anew.
+
+    \b
+    trimtab levers on ab --route support --reason "new prompt"
+    trimtab levers on ab --route support --verdict trimtab-evals/my-suite/verdict-small.json
+    """
+    _switch(lever, route, reason, options, on=True, verdict=verdict)
 
 
 @levers.command()
@@ -70,7 +78,9 @@ def off(lever: str, route: str, reason: str, **options: Any) -> None:
     _switch(lever, route, reason, options, on=False)
 
 
-def _switch(lever: str, route: str, reason: str, options: dict[str, Any], *, on: bool) -> None:
+def _switch(
+    lever: str, route: str, reason: str, options: dict[str, Any], *, on: bool, verdict: Path | None = None
+) -> None:
     from trimtab.config import changing_answers
     from trimtab.stores.ingest import JOURNAL_FOLDER
     from trimtab.stores.journal import FileJournal
@@ -82,6 +92,8 @@ def _switch(lever: str, route: str, reason: str, options: dict[str, Any], *, on:
         raise click.BadParameter(f"{lever!r} cannot change answers; those that can: {known}", param_hint="LEVER")
     place = Place(options["data_dir"], options["config_path"])
     _check_route(place, route, options["config_path"])
+    if verdict is not None:
+        reason = "; ".join(filter(None, (reason, _passed(verdict, place, lever, route, options["config_path"]))))
     word = Switched(route, lever, on, _user(), " ".join(reason.split()), time.time())
     journal = FileJournal(place.data_dir / JOURNAL_FOLDER, "levers")
     journal.note(word)
@@ -98,6 +110,21 @@ def _switch(lever: str, route: str, reason: str, options: dict[str, Any], *, on:
         print_lines([{"route": route, "lever": lever, "on": on, "by": word.by, "reason": word.reason, "at": word.at}])
     else:
         click.echo(f"{lever} is {'on' if on else 'off'} for route {route}; running gateways follow within a second")
+
+
+def _passed(verdict: Path, place: Place, lever: str, route: str, config_path: Path | None) -> str:
+    """What a verdict says for a lever that is off. Raises ClickException where it is on, or the verdict does not do."""
+    from trimtab import config
+    from trimtab.evals.gates import fresh
+
+    with place.reader() as reader:
+        row = next((row for row in reader.levers() if (row["route"], row["lever"]) == (route, lever)), None)
+    if row is None or row["on"]:
+        raise click.ClickException(f"{lever} is on for route {route}: there is nothing to switch")
+    try:
+        return fresh(verdict, config.load(config_path, os.environ), lever, route, row["since"])
+    except BadRequest as error:
+        raise click.ClickException(error.message) from error
 
 
 def _user() -> str:
@@ -130,20 +157,20 @@ def _check_route(place: Place, route: str, config_path: Path | None) -> None:
         )
 
 
-def _in_use(config_path: Path | None) -> list[tuple[str, str]]:
-    """Which of them are in use on which route."""
+def _in_use(config_path: Path | None) -> dict[tuple[str, str], str]:
+    """Which of them are in use on which route, with their `gate`."""
     from trimtab import config
 
     try:
         found = config.load(config_path, os.environ)
     except ConfigError as error:
         raise click.ClickException(str(error)) from error
-    return [
-        (route, lever)
+    return {
+        (route, lever): getattr(settings, "gate", "")
         for route in sorted({config.DEFAULT_ROUTE, *found.routes})
         for lever in config.changing_answers()
-        if config.find("levers", lever).in_use(found.lever_settings(lever, route))
-    ]
+        if config.find("levers", lever).in_use(settings := found.lever_settings(lever, route))
+    }
 
 
 def _unheard_of(route: str, lever: str) -> dict[str, Any]:
@@ -181,3 +208,5 @@ def _print(rows: list[dict[str, Any]]) -> None:
     for row in clean(rows):
         if row["why"]:
             click.echo(f"{row['lever']} on route {row['route']}: {row['why']}")
+        if row["gate"] == "advisory":
+            click.echo(f'{row["lever"]} on route {row["route"]}: gate = "advisory", it needs no verdict to act')

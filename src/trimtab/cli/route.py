@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from trimtab.cli.route_explain import explain
 from trimtab.cli.route_train import train
 
 
@@ -13,3 +14,4 @@ def route() -> None:
 
 
 route.add_command(train)
+route.add_command(explain)

@@ -217,7 +217,8 @@ def _show(out: Path, name: str, found: Trained) -> None:
     )
     console.print(figures_table(found.rows))
     gap = found.gain_over_length
-    console.print(f"prompt-only minus length rule: {gap['apgr']:+.3f} ({gap['low']:+.3f} to {gap['high']:+.3f})")
+    if gap["apgr"] is not None:
+        console.print(f"prompt-only minus length rule: {gap['apgr']:+.3f} ({gap['low']:+.3f} to {gap['high']:+.3f})")
     console.print(f"setting: {head.kind}. {head.reason}", markup=False)
     if not head.pays:
         console.print("The router does not pay by itself; with a share or a cost that you set, its order is used.")

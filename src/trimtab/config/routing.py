@@ -10,7 +10,6 @@ from typing import Any, Final
 from trimtab.config.problems import Path, Problems, choices, shown
 from trimtab.config.schema import Config
 from trimtab.errors import ConfigError
-from trimtab.prices import Prices
 from trimtab.routing import router
 from trimtab.types import Usage
 
@@ -23,7 +22,7 @@ _TYPICAL: Final = Usage(input=1000, output=300)
 def router_path(config: Config, settings: Any) -> FilePath:
     """The router's file that settings of the lever `route` name."""
     if settings.predictor in (DEFAULT_ROUTER, CLASSIFIER):
-        return router.default_path()
+        return router.DEFAULT
     return FilePath(config.source).parent / FilePath(settings.predictor).expanduser()
 
 
@@ -102,6 +101,8 @@ def _check_router(path: Path, settings: Any, config: Config, problems: Problems)
         trained, own = getattr(head, name), getattr(settings, name)
         if trained and own and own != trained and _upstream(own, config) != trained:
             problems.add((*path, name), f"the router was trained for {shown(trained)}, not {shown(own)}")
+    if settings.quality_floor is not None and settings.cascade and not head.after:
+        problems.add((*path, "cascade"), "the router learned from no answers, so it cannot tell what one of them loses")
     if head.weak:
         return
     if settings.quality_floor is not None:
@@ -123,6 +124,8 @@ def _check_prices(path: Path, settings: Any, config: Config, problems: Problems)
     if not settings.strong:
         problems.add((*path, "strong"), "is missing; a ceiling on cost takes the strong model's price")
         return
+    from trimtab.prices import Prices
+
     prices, usd = Prices.of_tables(config.prices, config.models), {}
     for name in ("weak", "strong"):
         model = getattr(settings, name)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -13,9 +14,9 @@ from trimtab.errors import BadRequest, ConfigError
 from trimtab.evals.compare import by_item, require_same_items, require_same_suite
 from trimtab.evals.runs import Answered, Run, read
 from trimtab.evals.suite import Suite, load
-from trimtab.measure.asked import last_turn
 from trimtab.measure.route_data import COSTS, Examples, cost_words
 from trimtab.measure.route_training import Labels
+from trimtab.protocols.conversation import last_turn
 from trimtab.routing import questions
 from trimtab.routing.data import Answer
 
@@ -33,7 +34,7 @@ def of_runs(paths: Sequence[Path], *, suite: str = "", prices: tuple[float, ...]
     for other in runs[1:]:
         require_same_suite(runs[0], other)
         require_same_items(runs[0], other)
-    asked = {item.id: last_turn(item.messages) for item in _suite_of(runs[0], suite).items}
+    asked = {item.id: last_turn(msgspec.json.encode(item.messages)) for item in _suite_of(runs[0], suite).items}
     weak, strong, *others = runs
     rows = [one for one in weak.answers.values() if asked.get(one.item)]
     if not rows:

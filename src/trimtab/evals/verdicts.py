@@ -32,10 +32,21 @@ def of_runs(reference: Run, candidate: Run, terms: GateTerms, at: float) -> Verd
 
 def read(path: Path) -> VerdictFile:
     """A verdict's file. Raises BadRequest."""
+    return decoded(content(path), path)
+
+
+def content(path: Path) -> bytes:
+    """What a verdict's file holds. Raises BadRequest."""
     try:
-        return msgspec.json.decode(path.read_bytes(), type=VerdictFile)
+        return path.read_bytes()
     except OSError as error:
         raise BadRequest(f"{path} cannot be read: {error.strerror}", param="verdict") from None
+
+
+def decoded(data: bytes, path: Path) -> VerdictFile:
+    """A verdict from what its file holds. Raises BadRequest."""
+    try:
+        return msgspec.json.decode(data, type=VerdictFile)
     except msgspec.MsgspecError as error:
         raise BadRequest(f"{path} is no verdict of `trimtab gate`: {error}", param="verdict") from None
 

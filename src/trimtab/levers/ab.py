@@ -17,6 +17,8 @@ from msgspec import structs
 from trimtab.types import Continue, Decision, Dialect, Outcome, Plan, Request, Scope, Slot, Target
 
 CHANGES_ANSWERS: Final = True
+JUDGED: Final = ("model",)
+"""What a verdict of the gate is of: who gets the candidate changes nothing about its answers."""
 _NAME: Final = "ab"
 _VERSION: Final = "1"
 _ENCODE: Final = msgspec.msgpack.Encoder().encode
@@ -31,6 +33,8 @@ class Config(msgspec.Struct, frozen=True):
     model: str = ""  # the candidate, a name of `[models]`; "" for no experiment
     share: Share = 0.1  # of the units that get it: arm B
     by: Unit = "user"  # whose arm never changes; a request without a user goes by session, else for itself
+    gate: Literal["required", "advisory"] = "required"  # whether anybody gets the candidate without a verdict
+    verdict: str = ""  # the file that `trimtab gate` wrote
 
 
 def in_use(settings: Config) -> bool:
@@ -38,9 +42,15 @@ def in_use(settings: Config) -> bool:
     return bool(settings.model)
 
 
-def build(settings: Callable[[str], Config], target: Callable[[str, Dialect], Target]) -> SplitTraffic:
-    """The lever. `settings` gives a route's; `target` finds a model for a client's dialect, or raises ModelNotFound."""
-    return SplitTraffic(settings, target)
+def build(
+    settings: Callable[[str], Config],
+    target: Callable[[str, Dialect], Target],
+    no_verdict: Callable[[Scope, str], str],
+) -> SplitTraffic:
+    """The lever. `settings` gives a route's; `target` finds a model for a client's dialect, or raises ModelNotFound;
+    `no_verdict` says why no verdict of the gate covers a request for a model, "" where one does.
+    """
+    return SplitTraffic(settings, target, no_verdict)
 
 
 class SplitTraffic:
@@ -52,9 +62,15 @@ class SplitTraffic:
     fails_open = True
     changes_answers = CHANGES_ANSWERS
 
-    def __init__(self, settings: Callable[[str], Config], target: Callable[[str, Dialect], Target]) -> None:
+    def __init__(
+        self,
+        settings: Callable[[str], Config],
+        target: Callable[[str, Dialect], Target],
+        no_verdict: Callable[[Scope, str], str],
+    ) -> None:
         self._settings = settings
         self._target = target
+        self._no_verdict = no_verdict
 
     async def decide(self, request: Request, plan: Plan) -> Decision:
         """Put the request into an arm; `score` is where its unit stands from 0 to 1, and below `threshold` is arm B."""
@@ -71,10 +87,14 @@ class SplitTraffic:
             return _decided("asked for the candidate itself")
         kind, unit = unit_of(request, config.by)
         stands_at = position(request.scope, config.model, kind, unit)
-        if stands_at >= config.share:
-            return _decided(f"arm A {first.model} against {target.model}, by {kind}", None, stands_at, config.share)
-        step = Continue(request, _sent_to(target, plan))
-        return _decided(f"arm B {target.model} against {first.model}, by {kind}", step, stands_at, config.share)
+        in_a = stands_at >= config.share
+        arm = f"arm A {first.model} against {target.model}" if in_a else f"arm B {target.model} against {first.model}"
+        held = self._no_verdict(request.scope, first.model)
+        if held and config.gate == "required":
+            return _decided(f"shadow ({held}), would be {arm}, by {kind}")  # without a place: nobody is in the test
+        said = f"{arm}, by {kind}{', gate advisory' * bool(held)}"
+        step = None if in_a else Continue(request, _sent_to(target, plan))
+        return _decided(said, step, stands_at, config.share)
 
     async def learn(self, outcome: Outcome, decision: Decision) -> None:
         """Nothing to learn."""

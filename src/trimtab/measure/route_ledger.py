@@ -10,9 +10,9 @@ import msgspec
 import numpy as np
 
 from trimtab.errors import BadRequest
-from trimtab.measure.asked import last_turn
 from trimtab.measure.route_data import Examples, cost_words
 from trimtab.measure.route_training import Labels
+from trimtab.protocols.conversation import last_turn
 from trimtab.routing import questions
 from trimtab.routing.data import Answer
 
@@ -26,7 +26,7 @@ _MILLION: Final = 1e6
 
 
 class _Asked(msgspec.Struct):
-    messages: list[Any] = []
+    messages: msgspec.Raw = msgspec.Raw(b"[]")
 
 
 class Wanted(msgspec.Struct, frozen=True):

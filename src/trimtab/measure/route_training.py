@@ -41,7 +41,7 @@ class Labels(msgspec.Struct, frozen=True):
 class Trained(msgspec.Struct, frozen=True):
     """A router and its figures on prompts left out of the fitting, with 95% intervals.
 
-    `gain_over_length` is the APGR of its order of prompts minus that of their length.
+    `gain_over_length` is the APGR of its order of prompts minus that of their length, None where there is no lead.
     """
 
     router: Router
@@ -50,7 +50,7 @@ class Trained(msgspec.Struct, frozen=True):
     strong_score: float
     costs: str
     rows: list[Figures]
-    gain_over_length: dict[str, float]
+    gain_over_length: dict[str, float | None]
     notes: list[str]
 
 
@@ -142,7 +142,8 @@ def _figures(labels: Labels, made: Router, gains: Floats, after: Floats | None, 
     ]
     if after is not None:
         rows.append(evaluate.figures(ROWS[2], after, truth(whole, whole.weak), seed=seed))
-    gap, low, high = evaluate.paired(gains, length, by_prompt, seed=seed)
+    leads = whole.strong.mean() > whole.weak.mean()
+    gap = evaluate.paired(gains, length, by_prompt, seed=seed) if leads else (None,) * 3
     return Trained(
         made,
         len(whole.prompts),
@@ -150,14 +151,14 @@ def _figures(labels: Labels, made: Router, gains: Floats, after: Floats | None, 
         round(float(whole.strong.mean()), 4),
         labels.costs,
         rows,
-        {"apgr": round(gap, 4), "low": round(low, 4), "high": round(high, 4)},
+        {name: one if one is None else round(one, 4) for name, one in zip(("apgr", "low", "high"), gap, strict=True)},
         [*labels.notes, *_notes(labels, made.head, after)],
     )
 
 
 def _notes(labels: Labels, head: Head, after: Floats | None) -> list[str]:
-    found = []
-    if labels.examples.strong.mean() <= labels.examples.weak.mean():
+    found, whole = [], labels.examples
+    if whole.strong.mean() <= whole.weak.mean():
         found.append(f"{labels.strong} scores no more than {labels.weak} here: there is no lead to recover")
     if head.skill <= predictor.SURE:
         found.append(

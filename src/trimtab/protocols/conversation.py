@@ -93,6 +93,15 @@ def read(request: Request, bytes_per_token: int = 4) -> Conversation | None:
     )
 
 
+def last_turn(messages: bytes) -> str:
+    """The text of the last message of a chat (JSON) if it is a user's; "" for another's, and for what a tool said."""
+    try:
+        last = _MESSAGE.decode(_RAW.decode(messages)[-1])
+    except (IndexError, msgspec.MsgspecError, RecursionError):
+        return ""
+    return "" if last.role != "user" or _results(last) else _text(last.content)
+
+
 def _hashes(raws: list[msgspec.Raw], messages: list[_Message]) -> list[bytes]:
     """Of the messages up to each, instructions left out: they may well have the time of day in them."""
     found, running = [], hashlib.blake2b(digest_size=16)

@@ -60,11 +60,6 @@ class Router(msgspec.Struct, frozen=True):
     acceptance: bytes = b""
 
 
-def default_path() -> Path:
-    """The router that comes with Trimtab."""
-    return Path(__file__).with_name("default" + SUFFIX)
-
-
 def read(path: Path) -> tuple[Router, str]:
     """A router, and the hash that names it (16 hex digits). Raises ConfigError that says what is wrong with it."""
     try:

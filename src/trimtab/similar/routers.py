@@ -19,6 +19,10 @@ class Routers:
         self._embedder = embedder
         self._known: dict[str, tuple[_Version, Serving]] = {}
 
+    def warm(self, path: str) -> None:
+        """Have a router ready before it is asked. Raises as `answer` does."""
+        self._serving(path).gain("hello", self._embedder)
+
     def answer(self, asked: Gain) -> Gained:
         """The expected gain. Raises ConfigError for a file that is no router, OSError for none."""
         serving = self._serving(asked.router)

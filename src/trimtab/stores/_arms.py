@@ -10,7 +10,7 @@ from typing import Any, Final
 from trimtab.quality.split import MISMATCH_P, mean_score, sample_ratio_p
 from trimtab.types import CACHED, End
 
-REASON: Final = re.compile(r"arm ([AB]) (.*) against (.*), by (user|session|request)", re.DOTALL)
+REASON: Final = re.compile(r"arm ([AB]) (.*) against (.*), by (user|session|request)(?:, (gate advisory))?", re.DOTALL)
 """What the lever says of a request that is in the test."""
 
 _FAILED: Final = (End.ERROR, End.TIMEOUT, End.CUT, End.INTERRUPTED)
@@ -84,16 +84,17 @@ def compared(rows: Iterable[dict[str, Any]]) -> dict[str, Any] | None:
     """
     setting: tuple[float, str] | None = None
     arms = {"A": _Arm(), "B": _Arm()}
-    changed, since = False, 0.0
+    changed, ungated, since = False, False, 0.0
     for row in rows:
         match = REASON.fullmatch(row["reason"])
         if match is None:
             continue
-        arm, own, other, _ = match.groups()
+        arm, own, other, _, advisory = match.groups()
         now = (row["share"], own if arm == "B" else other)
         if now != setting:
             changed, since = setting is not None, row["at"]
-            setting, arms = now, {"A": _Arm(), "B": _Arm()}
+            setting, arms, ungated = now, {"A": _Arm(), "B": _Arm()}, False
+        ungated |= advisory is not None
         arms[arm].add(own, row)
     if setting is None:
         return None
@@ -104,6 +105,7 @@ def compared(rows: Iterable[dict[str, Any]]) -> dict[str, Any] | None:
         "candidate": candidate,
         "since": since,
         "setting_changed": changed,
+        "gate_advisory": ungated,
         "arms": {"A": arms["A"].report(1 - share, in_a + in_b), "B": arms["B"].report(share, in_a + in_b)},
         "sample_ratio_p": p,
         "trusted": p is None or p >= MISMATCH_P,

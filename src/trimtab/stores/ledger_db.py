@@ -3,7 +3,7 @@
 `requests` has one row per request, `attempts` one per upstream call; token columns of a request are the sums over its
 attempts. `open_intents` are calls in flight, `journal_offsets` how far each journal file was read; all four change in
 one transaction, so that nothing is lost or counted twice. Money is integer nano-USD, NULL where it is unpriced.
-`later_stages` are what the application did with an answer, joined when a request is shown.
+`later_stages` are what the application did with an answer, joined by request and tenant when a request is shown.
 `slo_minutes` count good and bad requests, `slo_alarms` are on (`_slos.py`).
 `verdicts` are on answers that levers changed, `lever_monitors` what is known of each lever by them, `lever_marks` who
 switched a lever when and why (`_monitors.py`). `feedback` is what users thought of answers, joined by request and
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import sqlite3
 
 FILE_NAME = "ledger.sqlite"
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 
 TOKEN_COLUMNS = tuple(f"{name}_tokens" for name in Usage.__struct_fields__)
 _TOKENS_SQL = ", ".join(f"{name} INTEGER NOT NULL" for name in TOKEN_COLUMNS)
@@ -96,6 +96,16 @@ CREATE TABLE feedback (
   request_id TEXT NOT NULL, tenant TEXT NOT NULL, at REAL NOT NULL, score REAL NOT NULL, comment TEXT NOT NULL,
   PRIMARY KEY (request_id, tenant)
 ) WITHOUT ROWID;
+""",
+    # Before, whoever knew a request's id could put a stage of their own in the place of its tenant's.
+    6: """
+ALTER TABLE later_stages RENAME TO earlier_stages;
+CREATE TABLE later_stages (
+  request_id TEXT NOT NULL, name TEXT NOT NULL, tenant TEXT NOT NULL, at REAL NOT NULL, duration_s REAL NOT NULL,
+  UNIQUE (request_id, tenant, name)
+);
+INSERT INTO later_stages SELECT * FROM earlier_stages ORDER BY rowid;
+DROP TABLE earlier_stages;
 """,
 }
 

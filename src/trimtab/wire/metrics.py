@@ -77,7 +77,9 @@ _METRICS = {
         "counter", ("route", "served"), "Requests that routing chose a model for: weak, strong, escalated."
     ),
     "trimtab_route_drift": _Metric(
-        "gauge", ("route",), "How far the traffic's scores are from those that its router was fitted to, 0 to 1.",
+        "gauge",
+        ("route",),
+        "How far the traffic's scores are from those that its router was fitted to, 0 to 1.",
         shared=True,
     ),
     "trimtab_in_flight_requests": _Metric("gauge", (), "Requests being answered now."),

@@ -200,7 +200,7 @@ class RouteByGain:
         else:
             known = await self._gain(request, config, thread.prompt(talk))
             if known is None:
-                return _Choice(False, False, "no score in time")
+                return _Choice(False, False, "no grade" if config.predictor == CLASSIFIER else "no score in time")
             gain, far = known
             if far:
                 return _Choice(False, False, "far from all that the router learned from", gain)
