@@ -27,7 +27,6 @@ import tempfile
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -35,7 +34,6 @@ from typing import Any
 
 import msgspec
 
-import report
 from instruments.live import Client, Gateway, Upstream, stopped
 from instruments.recorded import CHARS_A_TOKEN, GRADER
 
@@ -218,7 +216,9 @@ def judge(sessions: list[Session], rows: list[list[dict[str, Any]]]) -> dict[str
                 counts["changes dearer than staying"] += costs >= 0
                 counts["changes dearer than staying, by the answer's true length"] += in_truth >= 0
             if before.tool_calls or costs >= 0:
-                examples.append(f"{call.session_id} turn {call.turn}: {pair[0]} to {pair[1]}, {costs:+.6f} USD: {reason}")
+                examples.append(
+                    f"{call.session_id} turn {call.turn}: {pair[0]} to {pair[1]}, {costs:+.6f} USD: {reason}"
+                )
     return {"counts": dict(counts), "sessions_by_model": dict(by_models), "examples": examples[:5]}
 
 
@@ -254,10 +254,16 @@ def main() -> int:
                     rows = gateway.requests(calls, full)
                     found[full] = judge(sessions, [[rows[one] for one in own] for own in ids])
                     found[full]["usd"] = sum(row["cost_nusd"] for row in rows.values()) / 1e9
-                    found[full]["usd_grader"] = sum(
-                        call["cost_nusd"] for row in rows.values() for call in row["calls"] if call["model"] == GRADER
-                    ) / 1e9
-                    print(full, round(time.monotonic()-began), json.dumps(found[full], indent=1), flush=True)
+                    found[full]["usd_grader"] = (
+                        sum(
+                            call["cost_nusd"]
+                            for row in rows.values()
+                            for call in row["calls"]
+                            if call["model"] == GRADER
+                        )
+                        / 1e9
+                    )
+                    print(full, round(time.monotonic() - began), json.dumps(found[full], indent=1), flush=True)
     return 0
 
 

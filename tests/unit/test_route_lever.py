@@ -12,7 +12,9 @@ from trimtab.config import load
 from trimtab.errors import ConfigError, UpstreamUnreachable
 from trimtab.flight import Flight
 from trimtab.levers import route
-from trimtab.protocols import CODECS
+from trimtab.levers.route import thread
+from trimtab.ports import Thread
+from trimtab.protocols import CODECS, conversation
 from trimtab.routing.router import Head
 from trimtab.stores.threads import ThreadTable
 from trimtab.types import Attempt, Plan, Purpose, Scope
@@ -346,6 +348,22 @@ async def test_a_warm_prefix_keeps_the_model_unless_the_change_pays(tmp_path):
     assert "its prefix is warm" in world.why
 
 
+@pytest.mark.parametrize(("warm", "stays"), [(3000, True), (500, False)])
+def test_what_is_new_since_the_last_answer_is_counted_and_not_what_frames_it(warm, stays):
+    question = ask([USER, SAID, {"role": "user", "content": "And the sun?"}])
+    talk = conversation.read(
+        msgspec.structs.replace(question, body_bytes=20_000)
+    )  # tools, say: a provider knows better
+    found = thread.Found(Thread(1, 0.0, warm, 0.0), weak=False)
+    prices = {"a-up": 10, "b-up": 4}
+
+    def cost(target, usage):
+        return prices[target.upstream_model] * (usage.input + usage.cache_read // 10 + 2 * usage.output)
+
+    assert talk.fresh < 20
+    assert bool(thread.too_warm(talk, found, (A, B), cost)) is stays
+
+
 async def test_tools_pictures_and_other_models_are_left_alone(tmp_path):
     world = Routed(tmp_path, replies=both())
     assert await world.ask(tools=[{"type": "function"}]) == ["a-up"]
@@ -373,8 +391,6 @@ def test_caches_name_how_the_model_is_chosen(tmp_path):
 
 
 def test_conversations_are_shared_and_damage_is_forgotten(tmp_path):
-    from trimtab.ports import Thread
-
     one, two = ThreadTable(tmp_path / "t"), ThreadTable(tmp_path / "t")
     one.keep(b"k" * 16, Thread(7, 0.5, 100, 1000.0))
     assert two.find(b"k" * 16) == Thread(7, 0.5, 100, 1000.0)
