@@ -1,19 +1,20 @@
 """Do agents' sessions keep their model? A recorded trace of tool calls, rebuilt and sent through a routing gateway.
 
-    make bench-route-sessions TRACE=file                  about three minutes
+    make bench-route-sessions TRACE=file                  under a minute
     .venv/bin/python bench/route_sessions.py --trace file [--sessions 200] [--out FILE]
 
-A line of the trace is a call: session_id, turn, input_length, output_length, tool_calls (of its answer), hash_ids (blocks
-of 16 tokens, equal where prompts are). Each session becomes chat requests of these lengths, each of which goes on where
-the one before it ended: filler words made from the blocks, a tool's result after an answer with tool calls, else a user's
-turn. Eight sessions run at a time through a real `trimtab serve`, in front of an upstream that knows prefixes as
-providers do. Who is asked is graded by a scripted cheap model from a hash of the prompt: half of them are easy.
+A line of the trace is a call: session_id, turn, input_length, output_length, tool_calls (of its answer), hash_ids
+(blocks of 16 tokens, equal where prompts are). Each session becomes chat requests of these lengths, each of which goes
+on where the one before it ended: filler words made from the blocks, a tool's result after an answer with tool calls,
+else a user's turn. Eight sessions run at a time through a real `trimtab serve`, in front of an upstream that knows
+prefixes as providers do. Who is asked is graded by a scripted cheap model from a hash of the prompt: half are easy.
 
-It is run with `sticky = "session"`, with `sticky = "turn"`, and so with prefixes that count as forgotten at once; each
-without and with the header `x-trimtab-session`. The ledger says which model served each call. None may change within
-a tool loop, with "session" none at all. None may change where reading the prefix anew costs more than the other model
-saves: by the trace's tokens and the models' prices, with an answer as long as the session's last one. Exit code 1 if
-one does, or if nothing ever changed where it may.
+It is run with `sticky = "session"`, with `sticky = "turn"`, and so with prefixes that count as forgotten at once
+(`cache_life_s = 0`), each without and with the header `x-trimtab-session`; and by the strong model alone, for the cost.
+The ledger says which model served each call. None may change within a tool loop, with "session" none at all. With
+"turn" none may change where to read the prefix anew costs more than the other model saves on that call: by the trace's
+tokens, the models' prices, and an answer of 300 tokens, since nobody knows its length before. What the true lengths and
+the rest of the session say is shown, too. Exit code 1 for a change that may not be, and if there was none that may.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ import json
 import sys
 import tempfile
 import time
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -34,6 +35,7 @@ from typing import Any
 
 import msgspec
 
+import report
 from instruments.live import Client, Gateway, Upstream, stopped
 from instruments.recorded import CHARS_A_TOKEN, GRADER
 
@@ -42,9 +44,12 @@ AT_ONCE = 8
 SPEED = 20_000.0
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 TAKEN_OUTPUT = 300  # tokens, as the gateway takes them before it knows better
-PRICES = {"strong": (2.5, 0.25, 10.0), "weak": (1.0, 0.1, 4.0)}  # USD a million: input, cached input, output
-ALL_STRONG = "all_strong"
+PRICED = ("input", "cache_read", "output")
+PRICES = {"strong": (2.5, 0.25, 10.0), "weak": (1.0, 0.1, 4.0)}  # so that some changes pay and others do not
 STICKY = {"session": ("session", 300), "turn": ("turn", 300), "turn_cold": ("turn", 0)}
+RUNS = [("all_strong", "all_strong", False)] + [
+    (f"{name}{'_named' * named}", name, named) for name in STICKY for named in (False, True)
+]
 CONFIG = """
 [engines.up]
 kind = "openai_http"
@@ -162,14 +167,24 @@ def cost_usd(model: str, fresh: int, cached: int, out: int) -> float:
     return (fresh * price[0] + cached * price[1] + out * price[2]) / 1e6
 
 
-def change_costs(before: Call, call: Call, models: tuple[str, str], out: int) -> float:
-    """USD that it costs to change from the first model to the second, less what staying would; below zero it pays.
+def change_costs(before: Call, call: Call, models: tuple[str, str], out: int = TAKEN_OUTPUT) -> float:
+    """USD that a call costs more if the first model hands it to the second; below zero the change pays at once.
 
     The first has the former call and its answer at hand, the second nothing.
     """
     warm = min(before.input_length + before.output_length, call.input_length)
     staying = cost_usd(models[0], call.input_length - warm, warm, out)
     return cost_usd(models[1], call.input_length, 0, out) - staying
+
+
+def rest_costs(session: Session, n: int, models: tuple[str, str]) -> float:
+    """The same for all calls from the n-th on, by the answers' recorded lengths; the second model serves them all."""
+    found = change_costs(session[n - 1], session[n], models, session[n].output_length)
+    for before, call in pairwise(session[n:]):
+        warm = min(before.input_length + before.output_length, call.input_length)
+        parts = call.input_length - warm, warm, call.output_length
+        found += cost_usd(models[1], *parts) - cost_usd(models[0], *parts)
+    return found
 
 
 def play(port: int, route: str, sessions: list[list[dict[str, Any]]], *, named: bool) -> list[list[str]]:
@@ -185,86 +200,145 @@ def play(port: int, route: str, sessions: list[list[dict[str, Any]]], *, named: 
         return list(pool.map(one, enumerate(sessions)))
 
 
-def judge(sessions: list[Session], rows: list[list[dict[str, Any]]]) -> dict[str, Any]:
-    """What became of the sessions; `rows` are the ledger's, as the calls."""
-    counts: Counter[str] = Counter()
+class Seen(msgspec.Struct):
+    """What became of a run's sessions; changes are of the model that served. Money in USD."""
+
+    usd: float = 0.0
+    usd_of_grader: float = 0.0
+    calls_in_loops: int = 0
+    calls_at_turns: int = 0
+    changes_in_loops: int = 0
+    changes_at_turns: int = 0
+    to_weak: int = 0
+    dear: int = 0  # changes at a user's turn that the prefix lost makes dearer than staying
+    dear_by_true_length: int = 0  # of that one call, had the answer's length been known
+    dear_by_rest: int = 0  # and of all calls that followed in the session
+    kept_warm: int = 0  # no change, for the prefix's sake
+    kept_wrongly: int = 0  # though the change pays
+    sessions: dict[str, int] = {}
     examples: list[str] = []
-    by_models: Counter[str] = Counter()
+
+
+def judge(sessions: list[Session], rows: list[list[dict[str, Any]]]) -> Seen:
+    """Read the changes off the ledger's rows, which are as the calls."""
+    seen = Seen()
     for session, own in zip(sessions, rows, strict=True):
         models = [row["calls"][-1]["model"] for row in own]
-        by_models["both" if len(set(models)) > 1 else f"{models[0]} only"] += 1
-        for n, (before, call) in enumerate(pairwise(session)):
-            turn = "in a tool loop" if before.tool_calls else "at a user's turn"
-            pair = models[n], models[n + 1]
-            counts[f"calls {turn}"] += 1
-            reason = own[n + 1]["decision"].get("reason", "")
-            if pair[0] == pair[1]:
-                if "its prefix is warm" in reason:
-                    counts["kept for a warm prefix"] += 1
-                    other = "strong" if pair[0] == "weak" else "weak"
-                    by_rule = change_costs(before, call, (pair[0], other), TAKEN_OUTPUT)
-                    counts["kept though a change pays"] += by_rule < 0
-                    counts["kept though a change pays, by the answer's true length"] += (
-                        change_costs(before, call, (pair[0], other), call.output_length) < 0
-                    )
-                continue
-            counts[f"changes {turn}"] += 1
-            counts[f"changes to {pair[1]}"] += 1
-            costs = change_costs(before, call, pair, TAKEN_OUTPUT)
-            in_truth = change_costs(before, call, pair, call.output_length)
-            if not before.tool_calls:
-                counts["changes dearer than staying"] += costs >= 0
-                counts["changes dearer than staying, by the answer's true length"] += in_truth >= 0
-            if before.tool_calls or costs >= 0:
-                examples.append(
-                    f"{call.session_id} turn {call.turn}: {pair[0]} to {pair[1]}, {costs:+.6f} USD: {reason}"
-                )
-    return {"counts": dict(counts), "sessions_by_model": dict(by_models), "examples": examples[:5]}
+        which = "both" if len(set(models)) > 1 else models[0]
+        seen.sessions[which] = seen.sessions.get(which, 0) + 1
+        for n in range(1, len(session)):
+            _judge_call(seen, session, n, (models[n - 1], models[n]), own[n]["decision"].get("reason", ""))
+        calls = [call for row in own for call in row["calls"]]
+        seen.usd += sum(row["cost_nusd"] for row in own) / 1e9
+        seen.usd_of_grader += sum(call["cost_nusd"] for call in calls if call["model"] == GRADER) / 1e9
+    return seen
+
+
+def _judge_call(seen: Seen, session: Session, n: int, pair: tuple[str, str], reason: str) -> None:
+    before, call, looped = session[n - 1], session[n], bool(session[n - 1].tool_calls)
+    seen.calls_in_loops += looped
+    seen.calls_at_turns += not looped
+    if pair[0] == pair[1]:
+        if "its prefix is warm" in reason:
+            other = "weak" if pair[0] == "strong" else "strong"
+            seen.kept_warm += 1
+            seen.kept_wrongly += change_costs(before, call, (pair[0], other)) < 0
+        return
+    seen.to_weak += pair[1] == "weak"
+    if looped:
+        seen.changes_in_loops += 1
+    else:
+        seen.changes_at_turns += 1
+        seen.dear += change_costs(before, call, pair) >= 0
+        seen.dear_by_true_length += change_costs(before, call, pair, call.output_length) >= 0
+        seen.dear_by_rest += rest_costs(session, n, pair) >= 0
+    if looped or change_costs(before, call, pair) >= 0:
+        seen.examples.append(f"{call.session_id}, turn {call.turn}: {pair[0]} to {pair[1]} ({reason})")
+
+
+def faults(name: str, seen: Seen) -> list[str]:
+    """What must not be."""
+    sticky, life_s = STICKY.get(name, ("session", 300))
+    found = [f"{seen.changes_in_loops} changes in tool loops"] if seen.changes_in_loops else []
+    if sticky == "session" and seen.changes_at_turns:
+        found.append(f"{seen.changes_at_turns} changes, and sessions were to keep their model")
+    if sticky == "turn" and not seen.changes_at_turns:
+        found.append("no change at all: this shows nothing")
+    if sticky == "turn" and life_s and seen.dear:
+        found.append(f"{seen.dear} changes cost more than they save")
+    if sticky == "turn" and life_s and not seen.kept_warm:
+        found.append("no change was refused for the prefix's sake: this shows nothing")
+    return [f"{name}: {one}" for one in found + (seen.examples[:5] if found else [])]
+
+
+def config(port: int) -> str:
+    models = "".join(MODEL.format(name=model, price=price) for model, price in PRICES.items())
+    routes = [(full, *STICKY[name]) for full, name, _ in RUNS if name in STICKY]
+    return CONFIG.format(port=port, models=models) + "".join(
+        ROUTE.format(name=full, sticky=sticky, cache_life_s=life_s) for full, sticky, life_s in routes
+    )
+
+
+def run(sessions: list[Session]) -> dict[str, Seen]:
+    """All runs, one after the other; a line printed for each."""
+    instructions, seen = common(sessions), {}
+    bodies = [requests(session, instructions) for session in sessions]
+    with tempfile.TemporaryDirectory() as folder:
+        upstream = Upstream(Path(folder), SPEED)
+        with stopped(upstream):
+            gateway = Gateway(Path(folder), config(upstream.port))
+            with stopped(gateway):
+                for full, _, named in RUNS:
+                    upstream.forget()
+                    ids = play(gateway.port, full, bodies, named=named)
+                    rows = gateway.requests(sum(map(len, ids)), full)
+                    seen[full] = judge(sessions, [[rows[one] for one in own] for own in ids])
+                    show(full, seen[full])
+    return seen
+
+
+def show(name: str, seen: Seen) -> None:
+    print(
+        f"{name:16} ${seen.usd:.4f} (grader ${seen.usd_of_grader:.4f}); changes: {seen.changes_in_loops} in "
+        f"{seen.calls_in_loops} calls of tool loops, {seen.changes_at_turns} at {seen.calls_at_turns} user turns "
+        f"({seen.to_weak} to weak), {seen.dear} dearer than staying ({seen.dear_by_true_length} by the answer's true "
+        f"length, {seen.dear_by_rest} by the rest of the session); {seen.kept_warm} refused for the prefix, "
+        f"{seen.kept_wrongly} wrongly; sessions {seen.sessions}",
+        flush=True,
+    )
 
 
 def main() -> int:
     """Run it; the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trace", type=Path, required=True, metavar="FILE")
-    parser.add_argument("--sessions", type=int, default=200)
+    parser.add_argument("--sessions", type=int, default=200, help="at most so many")
     parser.add_argument("--out", type=Path, help="write the result there, too")
     options = parser.parse_args()
-    sessions = read(options.trace, options.sessions)
-    instructions = common(sessions)
-    bodies = [requests(session, instructions) for session in sessions]
-    calls = sum(map(len, sessions))
-    print(f"{len(sessions)} sessions, {calls} calls", flush=True)
-    began, found = time.monotonic(), {}
-    with tempfile.TemporaryDirectory() as name:
-        upstream = Upstream(Path(name), SPEED)
-        with stopped(upstream):
-            models = "".join(MODEL.format(name=model, price=price) for model, price in PRICES.items())
-            text = CONFIG.format(port=upstream.port, models=models)
-            plans = [(ALL_STRONG, ALL_STRONG, False)]
-            for route, (sticky, life_s) in STICKY.items():
-                for named in (False, True):
-                    full = f"{route}_named" if named else route
-                    text += ROUTE.format(name=full, sticky=sticky, cache_life_s=life_s)
-                    plans.append((full, route, named))
-            gateway = Gateway(Path(name), text)
-            with stopped(gateway):
-                for full, _, named in plans:
-                    upstream.forget()
-                    ids = play(gateway.port, full, bodies, named=named)
-                    rows = gateway.requests(calls, full)
-                    found[full] = judge(sessions, [[rows[one] for one in own] for own in ids])
-                    found[full]["usd"] = sum(row["cost_nusd"] for row in rows.values()) / 1e9
-                    found[full]["usd_grader"] = (
-                        sum(
-                            call["cost_nusd"]
-                            for row in rows.values()
-                            for call in row["calls"]
-                            if call["model"] == GRADER
-                        )
-                        / 1e9
-                    )
-                    print(full, round(time.monotonic() - began), json.dumps(found[full], indent=1), flush=True)
-    return 0
+    sessions, began = read(options.trace, options.sessions), time.monotonic()
+    print(f"{len(sessions)} sessions, {sum(map(len, sessions))} calls, {AT_ONCE} sessions at once", flush=True)
+    seen = run(sessions)
+    wrong = [fault for full, name, _ in RUNS for fault in faults(name, seen[full])]
+    for fault in wrong:
+        print(f"FAILED: {fault}")
+    print(f"{'something is wrong' if wrong else 'no model changed where it may not'}; {time.monotonic() - began:.0f} s")
+    if options.out:
+        document = {
+            "what": "changes of model within agents' sessions, a recorded trace through the routing gateway",
+            "at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "commit": report.commit(),
+            "machine": report.machine(),
+            "trace": options.trace.name,
+            "sessions": len(sessions),
+            "calls": sum(map(len, sessions)),
+            "at_once": AT_ONCE,
+            "prices_usd_per_mtok": {name: dict(zip(PRICED, price, strict=True)) for name, price in PRICES.items()},
+            "settings": {name: {"sticky": one, "cache_life_s": s} for name, (one, s) in STICKY.items()},
+            "runs": msgspec.to_builtins(seen),
+            "faults": wrong,
+        }
+        options.out.write_text(json.dumps(document, indent=1) + "\n")
+    return int(bool(wrong))
 
 
 if __name__ == "__main__":
