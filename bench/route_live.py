@@ -35,6 +35,7 @@ from numpy.typing import NDArray
 
 import report
 from instruments.live import Client, Gateway, Got, Upstream, stopped
+from trimtab.levers.route import Config
 from trimtab.measure.route_data import Examples, Job, cost_words, examples, outcome, splits
 from trimtab.measure.route_training import Labels, train
 from trimtab.measure.stats import quantile
@@ -52,6 +53,7 @@ Floats = NDArray[np.float64]
 SHARES = {"prompt": 0.5, "cascade": None, "cascade_share": 0.3}
 STREAMED_EVERY = 4
 TIMEOUT_MS = 2000  # ample: a busy machine must not decide who is asked
+DEFAULT_TIMEOUT_S = Config().timeout_ms / 1000
 FIGURES = ("usd_per_1000", "score", "strong_share")
 NEAR = 1e-4  # the ledger's scores are as exact
 CONFIG = """
@@ -201,6 +203,7 @@ def read(options: argparse.Namespace, half: Half, got: list[Got], rows: list[dic
     faults += [f"a request went without a score: {reason}" for reason in reasons if "no score" in reason]
     facts = {
         "decision_ms": spread([one["route"] for one in stages]),
+        "decisions_later_than_default": sum(one["route"] > DEFAULT_TIMEOUT_S for one in stages),
         "answer_check_ms": spread([one["route_check"] for one in stages if "route_check" in one]),
         "beside_answers_ms": spread([one.total_s - took for one, took in zip(got, whole_s, strict=True)]),
         "stream_ttft_ms": spread(streams),
@@ -274,6 +277,9 @@ def show(row: dict[str, Any]) -> None:
         print(f"  {name:13} offline {one['offline']:.4f} ({interval}), live {one['live']:.4f}, difference {gap}")
     for name in ("decision_ms", "answer_check_ms", "beside_answers_ms", "stream_ttft_ms"):
         print(f"  {name:17} {'  '.join(f'{q} {value:.2f}' for q, value in row[name].items()) or '-'}")
+    print(
+        f"  {row['decisions_later_than_default']} decisions took longer than the {DEFAULT_TIMEOUT_S * 1e3:g} ms of the default"
+    )
     print(f"  calls {row['calls']}, {row['escalated']} escalated, {row['escalated_by_checks']} of them by a check")
     for fault in row["faults"][:10]:
         print(f"  FAILED: {fault}", flush=True)
