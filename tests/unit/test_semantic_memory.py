@@ -53,7 +53,7 @@ def same_answers(one, other, vectors):
         assert cosines == pytest.approx(other_cosines, abs=1e-6)
         fast = vector[:FAST]
         assert one.fast_cosines(fast, near) == pytest.approx(other.fast_cosines(fast, near), abs=1e-6)
-    known = np.unique(one.groups_of(np.array(ids)))
+    known = sorted({one.group(n) for n in ids})
     for ours, theirs in zip(one.stats(known), other.stats(known), strict=True):
         assert np.allclose(ours, theirs, atol=1e-4)
     assert [one.rarity(f"{n}") for n in range(11)] == [other.rarity(f"{n}") for n in range(11)]
@@ -102,7 +102,7 @@ def test_a_text_that_is_there_thousands_of_times_makes_no_longer_shortlist(monke
     vectors = np.repeat(crowded(1), 3000, axis=0)
     memory = filled(vectors)
     rows = memory._shortlist(vectors[0], 3000, 15)
-    assert len(rows) == len(set(rows.tolist())) == groups._SHORTLIST
+    assert len(rows) == len(set(rows.tolist())) == 15 * groups._SHORTLIST_PER_WANTED
     assert len(memory.nearest(vectors[0], 2000)[0]) == 2000
 
 
@@ -112,7 +112,7 @@ def test_what_is_removed_is_nowhere_any_more(monkeypatch, exact_rows):
     vectors = crowded(300)
     memory = filled(vectors, agree=agreeing)
     gone = 100
-    group, (sums, sizes) = memory.group(gone), memory.stats(np.array([memory.group(gone)]))
+    group, (sums, sizes) = memory.group(gone), memory.stats([memory.group(gone)])
     assert sizes[0] > 1
     rarity = memory.rarity("card")
     memory.remove(gone)
@@ -124,7 +124,7 @@ def test_what_is_removed_is_nowhere_any_more(monkeypatch, exact_rows):
     assert gone not in memory.nearest(vectors[gone], 300)[0]
     assert gone not in [row.entry for row in memory.rows()]
     assert memory.vote({gone: True}) == ([], [])
-    less, fewer = memory.stats(np.array([group]))
+    less, fewer = memory.stats([group])
     assert fewer[0] == sizes[0] - 1
     assert np.allclose(sums[0] - vectors[gone], less[0], atol=0.01)
     assert len(memory.recent(300)[1]) == 299
@@ -195,7 +195,7 @@ def test_a_memory_of_another_size_keeps_the_youngest(capacity):
     assert again.nearest(vectors[120], 1)[0][0] == 120
     assert again.add(profile("next"), vectors[0], vectors[0, :FAST], {}) == 150
     assert again.nearest(vectors[0], 1)[0][0] == 150
-    assert memory.stats(memory.groups_of(np.array([120])))[1] == [1]
+    assert memory.stats([memory.group(120)])[1] == [1]
 
 
 def test_restoring_refuses_a_memory_in_use_and_ids_in_disorder():

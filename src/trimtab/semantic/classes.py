@@ -8,6 +8,8 @@ compared with groups of one, of five and of a hundred members, and with "none of
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -23,11 +25,13 @@ _FORGET: Final = 0.995
 
 
 class GroupModel:
-    """Log-odds of groups for a question. Not thread-safe; `fit` costs 0.2 s at 10,000 questions, `score` 0.2 ms."""
+    """Log-odds of groups for a question. Not thread-safe; `fit` costs 0.2 s at 10,000 questions, `score` 0.1 ms."""
 
     def __init__(self) -> None:
         self.ready = False
-        self._losses = np.zeros(len(_TEMPERATURES))
+        # By how much odds are divided: words are no Gaussians, and the odds of 384 of them would be too sure.
+        self.temperature = 8.0
+        self._losses = [0.0] * len(_TEMPERATURES)
         self._log_vars: dict[int, float] = {}
 
     def fit(self, x: Matrix, groups: NDArray[np.int64]) -> None:
@@ -53,7 +57,8 @@ class GroupModel:
         values, vectors = np.linalg.eigh(within)
         whiten = (vectors / np.sqrt(np.maximum(values, 1e-9))).T
         spread, turn = np.linalg.eigh(whiten @ total @ whiten.T)
-        self._map = (turn.T @ whiten).astype(np.float32)
+        # Row by row as a product of a few rows with it reads it: the other way round takes three times as long.
+        self._map = np.ascontiguousarray((turn.T @ whiten).T, dtype=np.float32)
         self._between = np.maximum(spread - 1.0, _LEAST_BETWEEN).astype(np.float32)
         self._new_log_var = float(np.log1p(self._between).sum())
         self._log_vars = {}
@@ -61,42 +66,44 @@ class GroupModel:
 
     def embed(self, x: Matrix) -> Matrix:
         """x, shape (..., d), in the space where scatter within groups is the unit sphere."""
-        mapped: Matrix = (x - self._mean) @ self._map.T
+        mapped: Matrix = (x - self._mean) @ self._map
         return mapped
 
-    def score(
-        self, x: Matrix, sums: Matrix, sizes: NDArray[np.int64]
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def score(self, x: Matrix, sums: Matrix, sizes: Sequence[int]) -> tuple[list[float], list[float]]:
         """How well a question fits groups: (log-odds against "new", posterior log-probabilities).
 
-        x has shape (d,), `sums` (groups, d) holds the sums of the groups' questions, `sizes` (groups,) their numbers.
-        The second array has one more entry, the last, for "a new group".
+        x has shape (d,), `sums` (groups, d) holds the sums of the groups' questions, `sizes` their numbers.
+        The second list has one more entry, the last, for "a new group".
         """
         z = self.embed(x)
-        n = sizes.astype(np.float32)[:, None]
-        centre = (sums - n * self._mean) @ self._map.T
+        n = np.array(sizes, dtype=np.float32)[:, None]
         gain = self._between / (n * self._between + 1.0)
-        centre *= gain
-        spread = 1.0 + gain
-        fit = ((z - centre) ** 2 / spread).sum(axis=1) + np.log(spread).sum(axis=1)
+        centre = (sums - n * self._mean) @ self._map * gain
+        log_vars = [self._log_var(size) for size in sizes]
+        fit = ((z - centre) ** 2 / (1.0 + gain)).sum(axis=1) + log_vars
         new = float((z * z / (1.0 + self._between)).sum()) + self._new_log_var
-        odds = (0.5 * (new - fit)).astype(np.float64)
+        odds: list[float] = (0.5 * (new - fit)).tolist()
         return odds, self._posterior(odds, sizes, self.temperature)
 
-    @property
-    def temperature(self) -> float:
-        """By how much the odds are divided: words are no Gaussians, and the odds of 384 of them would be too sure."""
-        return _TEMPERATURES[int(np.argmin(self._losses))] if self._losses.any() else 8.0
+    def _log_var(self, size: int) -> float:
+        """The logarithm of the variance around a group of so many, found once a fit: logarithms are slow."""
+        if size not in self._log_vars:
+            self._log_vars[size] = float(np.log1p(self._between / (size * self._between + 1.0)).sum())
+        return self._log_vars[size]
 
-    def observe(self, odds: NDArray[np.float64], sizes: NDArray[np.int64], truth: int) -> None:
+    def observe(self, odds: Sequence[float], sizes: Sequence[int], truth: int) -> None:
         """Let the temperature learn: `truth` is the index of the right group, or len(sizes) for a new one."""
         for n, temperature in enumerate(_TEMPERATURES):
             loss = -self._posterior(odds, sizes, temperature)[truth]
-            self._losses[n] = _FORGET * self._losses[n] + min(float(loss), 20.0)
+            self._losses[n] = _FORGET * self._losses[n] + min(loss, 20.0)
+        if any(self._losses):
+            self.temperature = _TEMPERATURES[self._losses.index(min(self._losses))]
 
     @staticmethod
-    def _posterior(odds: NDArray[np.float64], sizes: NDArray[np.int64], temperature: float) -> NDArray[np.float64]:
-        weights = np.append(odds / temperature + np.log(sizes), np.log(_NEW_WEIGHT))
-        top = weights.max()
-        posterior: NDArray[np.float64] = weights - top - np.log(np.exp(weights - top).sum())
-        return posterior
+    def _posterior(odds: Sequence[float], sizes: Sequence[int], temperature: float) -> list[float]:
+        # Of a handful: plain numbers are faster than arrays.
+        weights = [one / temperature + math.log(size) for one, size in zip(odds, sizes, strict=True)]
+        weights.append(math.log(_NEW_WEIGHT))
+        top = max(weights)
+        whole = top + math.log(sum(math.exp(weight - top) for weight in weights))
+        return [weight - whole for weight in weights]

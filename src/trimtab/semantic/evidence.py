@@ -62,52 +62,53 @@ class Candidate:
     entry: int
     values: NDArray[np.float64]
     near: tuple[int, ...]
-    rivals: NDArray[np.int64]
-    odds: NDArray[np.float64] | None
-    sizes: NDArray[np.int64]
+    rivals: tuple[int, ...]
+    odds: list[float] | None
+    sizes: list[int]
 
 
 def gather(query: Query, memory: Memory, model: GroupModel) -> Candidate | None:
     """The best candidate for a question, None while nothing is known. Reads only."""
-    near, cosines = memory.nearest(query.accurate, NEIGHBOURS)
-    if not len(near):
+    entries, nearness = memory.nearest(query.accurate, NEIGHBOURS)
+    if not len(entries):
         return None
-    fast_cosines = memory.fast_cosines(query.fast, near)
-    rivals, places = np.unique(memory.groups_of(near), return_inverse=True)
+    # From here on plain numbers: of a handful they are faster than arrays.
+    near, cosines, groups = entries.tolist(), nearness.tolist(), memory.groups_of(entries).tolist()
+    rivals = sorted(set(groups))
+    places = [rivals.index(group) for group in groups]
     vote = _votes(cosines, places, len(rivals))
-    fast_vote = _votes(fast_cosines, places, len(rivals))
+    fast_cosines, fast_vote = cosines, vote  # with one embedder for both, nothing is counted twice
+    if query.fast is not query.accurate:
+        fast_cosines = memory.fast_cosines(query.fast, entries).tolist()
+        fast_vote = _votes(fast_cosines, places, len(rivals))
     sums, sizes = memory.stats(rivals)
     odds = None
     if model.ready:
         odds, posterior = model.score(query.accurate, sums, sizes)
-        known = posterior[:-1]
-        winner = int(np.argmax(known + np.log(vote + 0.01)))
-        others = np.delete(posterior, winner)
-        log_odds = float(posterior[winner] - _log_sum(others))
-        fit, agree = float(odds[winner]) / model.temperature, float(winner == int(np.argmax(vote)))
+        winner = _first_best([log + math.log(share + 0.01) for log, share in zip(posterior, vote, strict=False)])
+        others = sum(math.exp(log) for n, log in enumerate(posterior) if n != winner)
+        log_odds = posterior[winner] - math.log(max(others, math.exp(-2 * _CLIP)))
+        fit, agree = odds[winner] / model.temperature, float(winner == _first_best(vote))
     else:
-        winner = int(np.argmax(vote))
-        log_odds, fit, agree = _logit(float(vote[winner])), 0.0, 1.0
-    members = np.flatnonzero(places == winner)
-    best = int(members[0])  # the nearest of the winning group
-    rest = np.flatnonzero(places != winner)
-    entry = int(near[best])
-    theirs = memory.profile(entry)
-    ours = query.profile
-    cosine, fast_cosine = float(cosines[best]), float(fast_cosines[best])
+        winner = _first_best(vote)
+        log_odds, fit, agree = _logit(vote[winner]), 0.0, 1.0
+    best = places.index(winner)  # the nearest of the winning group
+    rest = next((n for n, place in enumerate(places) if place != winner), None)
+    ours, theirs = query.profile, memory.profile(near[best])
+    cosine, fast_cosine = cosines[best], fast_cosines[best]
     pair = pairs.features(ours, theirs, cosine, fast_cosine)
     values = np.array(
         (
             cosine,
             fast_cosine,
-            cosine - (float(cosines[rest[0]]) if len(rest) else cosine - 0.3),
-            _logit(float(vote[winner])),
-            _logit(float(fast_vote[winner])),
-            len(members) / len(near),
-            float(np.clip(log_odds, -_CLIP, _CLIP)),
-            float(np.clip(fit, -_CLIP, _CLIP)),
+            0.3 if rest is None else cosine - cosines[rest],
+            _logit(vote[winner]),
+            _logit(fast_vote[winner]),
+            places.count(winner) / len(near),
+            min(max(log_odds, -_CLIP), _CLIP),
+            min(max(fit, -_CLIP), _CLIP),
             agree,
-            math.log1p(float(sizes[winner])),
+            math.log1p(sizes[winner]),
             pairs.logit(pair),
             *pair[5:9],
             *_rare(ours, theirs, memory),
@@ -115,14 +116,20 @@ def gather(query: Query, memory: Memory, model: GroupModel) -> Candidate | None:
             math.log1p(len(memory)),
         )
     )
-    return Candidate(entry, values, tuple(int(n) for n in near), rivals, odds, sizes)
+    return Candidate(near[best], values, tuple(near), tuple(rivals), odds, sizes)
 
 
-def _votes(cosines: NDArray[np.float32], places: NDArray[np.int64], groups: int) -> NDArray[np.float64]:
+def _votes(cosines: list[float], places: list[int], groups: int) -> list[float]:
     """Shares of groups among neighbours, weighted by nearness; they add up to 1."""
-    weights = np.exp((cosines - cosines.max()) / _WIDTH).astype(np.float64)
-    votes: NDArray[np.float64] = np.bincount(places, weights, groups) / weights.sum()
-    return votes
+    votes, nearest = [0.0] * groups, max(cosines)
+    for cosine, place in zip(cosines, places, strict=True):
+        votes[place] += math.exp((cosine - nearest) / _WIDTH)
+    whole = sum(votes)
+    return [vote / whole for vote in votes]
+
+
+def _first_best(scores: list[float]) -> int:
+    return scores.index(max(scores))
 
 
 def _rare(ours: Profile, theirs: Profile, memory: Memory) -> tuple[float, float]:
@@ -138,8 +145,3 @@ def _rare(ours: Profile, theirs: Profile, memory: Memory) -> tuple[float, float]
 def _logit(share: float) -> float:
     share = min(max(share, 0.01), 0.99)
     return math.log(share / (1 - share))
-
-
-def _log_sum(logs: NDArray[np.float64]) -> float:
-    top = float(logs.max())
-    return top + math.log(float(np.exp(logs - top).sum()))

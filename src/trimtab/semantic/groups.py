@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple, TypeVar
 
 import msgspec
@@ -20,10 +21,11 @@ _MOST_DOUBTS: Final = 4096
 # Signs alone are cheaper from 1,500 rows on (0.12 ms instead of 0.33 at 4,096, 0.7 instead of 40 at 100,000), but where
 # it costs little, the scan that misses nothing is taken.
 _EXACT_ROWS: Final = 4096
-# How many of those whose signs are nearest are compared by vector: 0.06 ms a thousand. Of the true 15 nearest, 99.9%
-# are among 512 of 23,000 real questions, and 99.1% among 512 of 100,000 crowded ones made from a single bank's.
+# How many of those whose signs are nearest are compared by vector: 0.1 ms a thousand. Of the true 15 nearest, 99.9%
+# are among 512 of 23,000 real questions (99.7% by the fast vectors), and 99.1% among 512 of 100,000 crowded ones made
+# from a single bank's.
 _SHORTLIST: Final = 1024
-_SHORTLIST_SHARE: Final = 200  # one in so many rows, beyond 200,000
+_SHORTLIST_SHARES: Final = (40, 200)  # one in so many rows, up to 41,000 rows and beyond 200,000
 _SHORTLIST_PER_WANTED: Final = 32
 _SAMPLED: Final = 16  # one row in so many tells how near the shortlist reaches
 _BYTE_WORDS: Final = 3  # whose differing bits a byte can count: bytes add up twice as fast as anything wider
@@ -184,14 +186,17 @@ class Memory:
         """The words of an entry that is still there."""
         return msgspec.msgpack.decode(self._profiles[entry % self.capacity], type=Profile)
 
-    def stats(self, groups: NDArray[np.int64]) -> tuple[Matrix, NDArray[np.int64]]:
+    def stats(self, groups: Sequence[int]) -> tuple[Matrix, list[int]]:
         """Sums of the vectors, shape (len(groups), accurate_dim), and sizes of groups."""
-        known = [int(group) for group in groups]
-        return np.stack([self._sum(group) for group in known]), np.array([self._size(group) for group in known])
+        sums = self._accurate.at(np.array([self._lone.get(group, 0) for group in groups]))
+        for n, group in enumerate(groups):
+            if group not in self._lone:
+                sums[n] = self._sums[group]
+        return sums, [self._size(group) for group in groups]
 
     def rarity(self, word: str) -> float:
         """How rare a word is: ln((1 + questions) / (1 + those with it)), 0 or more."""
-        return float(np.log((1 + len(self)) / (1 + self._words[word])))
+        return math.log((1 + len(self)) / (1 + self._words.get(word, 0)))
 
     def add(self, profile: Profile, accurate: Matrix, fast: Matrix, same: Mapping[int, bool]) -> int:
         """Keep a question; it joins the group whose members' answers were found equal to its own, or begins one.
@@ -246,13 +251,15 @@ class Memory:
 
     def _shortlist(self, accurate: Matrix, used: int, count: int) -> NDArray[np.int64]:
         """Some `wanted` of the first `used` rows whose signs differ least from the vector's; more than `count`."""
-        wanted = min(max(_SHORTLIST, used // _SHORTLIST_SHARE, count * _SHORTLIST_PER_WANTED), self._count)
+        few, many = (used // share for share in _SHORTLIST_SHARES)
+        wanted = min(max(min(few, _SHORTLIST), many, count * _SHORTLIST_PER_WANTED), self._count)
         differing = np.zeros(used, dtype=np.uint16)
         ours = _signs(accurate)
         for first in range(0, len(ours), _BYTE_WORDS):
-            few = slice(first, first + _BYTE_WORDS)
+            some = slice(first, first + _BYTE_WORDS)
             differing += sum(
-                np.bitwise_count(theirs[:used] ^ word) for theirs, word in zip(self._signs[few], ours[few], strict=True)
+                np.bitwise_count(theirs[:used] ^ word)
+                for theirs, word in zip(self._signs[some], ours[some], strict=True)
             )
         if self._count < used:
             differing[~self._live[:used]] = self._dim + 1  # no living row's

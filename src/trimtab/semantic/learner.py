@@ -81,7 +81,7 @@ class Learner:
             agreeing, _ = self.memory.vote(same)
             self._label(look, candidate, same, agreeing)
             if candidate.odds is not None:
-                places = {int(group): n for n, group in enumerate(candidate.rivals)}
+                places = {group: n for n, group in enumerate(candidate.rivals)}
                 truth = next((places[group] for group in agreeing if group in places), len(candidate.rivals))
                 self._model.observe(candidate.odds, candidate.sizes, truth)
         entry = self.memory.add(look.query.profile, look.query.accurate, look.query.fast, same)

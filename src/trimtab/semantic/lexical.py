@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final
 
 _WORD: Final = re.compile(r"[^\W_]+(?:['’][^\W\d_]+)?")
 _NUMBER: Final = re.compile(r"\d+(?:[.,:/-]\d+)*")
 _LONGEST_CHARS: Final = 8192
 _SUFFIXES: Final = ("ing", "ies", "ied", "es", "ed", "ly", "s")
+_BREAKS: Final = frozenset('.?!:\n"“')  # after which a capital says nothing
 
 
 def _words(text: str) -> frozenset[str]:
@@ -59,7 +61,7 @@ _ANTONYMS: Final = """
 
 def _stem(word: str) -> str:
     """A light stem: "cards" and "card" meet, "was" and "is" do not. Enough for overlap, and no table to ship."""
-    for suffix in _SUFFIXES:
+    for suffix in _SUFFIXES if word.endswith(_SUFFIXES) else ():
         if word.endswith(suffix) and len(word) - len(suffix) >= 3:
             return word[: -len(suffix)] + ("y" if suffix in ("ies", "ied") else "")
     return word
@@ -114,15 +116,16 @@ def _names(text: str, found: list[re.Match[str]]) -> frozenset[str]:
     """Capitalised words inside sentences; none where most words are capitalised, for it says nothing there."""
     names = set()
     inner = capitals = 0
-    for before, match in zip([None, *found], found, strict=False):
-        if before is None or any(mark in text[before.end() : match.start()] for mark in '.?!:\n"“'):
+    for before, match in pairwise(found):
+        if not _BREAKS.isdisjoint(text[before.end() : match.start()]):
             continue
-        word = match.group()
-        bare = word.lower().split("'")[0]
         inner += 1
-        capitals += word[0].isupper()
-        if word[0].isupper() and bare not in _STOP:
-            names.add(_stem(bare))
+        word = match.group()
+        if word[0].isupper():
+            capitals += 1
+            bare = word.lower().split("'")[0]
+            if bare not in _STOP:
+                names.add(_stem(bare))
     return frozenset(names) if capitals < 0.6 * inner or inner == 1 else frozenset()
 
 
@@ -166,10 +169,9 @@ def antonyms(a: Profile, b: Profile) -> float:
 
 def disorder(a: Profile, b: Profile) -> float:
     """The share of pairs of shared words that stand in the other order ("from A to B" against "from B to A")."""
-    shared = [stem for stem in dict.fromkeys(a.stems) if stem in set(b.stems)][:24]  # bounds the pairs to 276
-    if len(shared) < 2:
+    theirs = {stem: n for n, stem in reversed(list(enumerate(b.stems)))}
+    places = [theirs[stem] for stem in dict.fromkeys(a.stems) if stem in theirs][:24]  # bounds the pairs to 276
+    if len(places) < 2:
         return 0.0
-    place = {stem: n for n, stem in reversed(list(enumerate(b.stems)))}
-    places = [place[stem] for stem in shared]
     pairs = len(places) * (len(places) - 1) / 2
     return sum(x > y for n, x in enumerate(places) for y in places[n + 1 :]) / pairs
