@@ -277,9 +277,8 @@ def show(row: dict[str, Any]) -> None:
         print(f"  {name:13} offline {one['offline']:.4f} ({interval}), live {one['live']:.4f}, difference {gap}")
     for name in ("decision_ms", "answer_check_ms", "beside_answers_ms", "stream_ttft_ms"):
         print(f"  {name:17} {'  '.join(f'{q} {value:.2f}' for q, value in row[name].items()) or '-'}")
-    print(
-        f"  {row['decisions_later_than_default']} decisions took longer than the {DEFAULT_TIMEOUT_S * 1e3:g} ms of the default"
-    )
+    late = f"{row['decisions_later_than_default']} decisions took longer"
+    print(f"  {late} than the {DEFAULT_TIMEOUT_S * 1e3:g} ms that a request waits by default")
     print(f"  calls {row['calls']}, {row['escalated']} escalated, {row['escalated_by_checks']} of them by a check")
     for fault in row["faults"][:10]:
         print(f"  FAILED: {fault}", flush=True)

@@ -9,8 +9,9 @@ on where the one before it ended: filler words made from the blocks, a tool's re
 else a user's turn. Eight sessions run at a time through a real `trimtab serve`, in front of an upstream that knows
 prefixes as providers do. Who is asked is graded by a scripted cheap model from a hash of the prompt: half are easy.
 
-It is run with `sticky = "session"`, with `sticky = "turn"`, and so with prefixes that count as forgotten at once
-(`cache_life_s = 0`), each without and with the header `x-trimtab-session`; and by the strong model alone, for the cost.
+It is run with `sticky = "session"`, with `sticky = "turn"`, and so with a dial and prefixes that count as forgotten at
+once, so that only a tool loop holds a model; each without and with the header `x-trimtab-session`. The strong model
+alone is run for the cost.
 The ledger says which model served each call. None may change within a tool loop, with "session" none at all. With
 "turn" none may change where to read the prefix anew costs more than the other model saves on that call: by the trace's
 tokens, the models' prices, and an answer of 300 tokens, since nobody knows its length before. What the true lengths and
@@ -46,9 +47,13 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 TAKEN_OUTPUT = 300  # tokens, as the gateway takes them before it knows better
 PRICED = ("input", "cache_read", "output")
 PRICES = {"strong": (2.5, 0.25, 10.0), "weak": (1.0, 0.1, 4.0)}  # so that some changes pay and others do not
-STICKY = {"session": ("session", 300), "turn": ("turn", 300), "turn_cold": ("turn", 0)}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "session": {"sticky": "session", "cache_life_s": 300},
+    "turn": {"sticky": "turn", "cache_life_s": 300},
+    "dial": {"sticky": "turn", "cache_life_s": 0, "strong_share": 0.5},
+}
 RUNS = [("all_strong", "all_strong", False)] + [
-    (f"{name}{'_named' * named}", name, named) for name in STICKY for named in (False, True)
+    (f"{name}{'_named' * named}", name, named) for name in SETTINGS for named in (False, True)
 ]
 CONFIG = """
 [engines.up]
@@ -77,8 +82,7 @@ predictor = "classifier"
 classifier_model = "grader"
 classifier_timeout_ms = 30000
 tools = "route"
-sticky = "{sticky}"
-cache_life_s = {cache_life_s}
+{own}
 """
 
 
@@ -258,25 +262,28 @@ def _judge_call(seen: Seen, session: Session, n: int, pair: tuple[str, str], rea
 
 def faults(name: str, seen: Seen) -> list[str]:
     """What must not be."""
-    sticky, life_s = STICKY.get(name, ("session", 300))
+    settings = SETTINGS.get(name, SETTINGS["session"])
+    sticky, warm = settings["sticky"], settings["cache_life_s"] > 0
     found = [f"{seen.changes_in_loops} changes in tool loops"] if seen.changes_in_loops else []
     if sticky == "session" and seen.changes_at_turns:
         found.append(f"{seen.changes_at_turns} changes, and sessions were to keep their model")
     if sticky == "turn" and not seen.changes_at_turns:
         found.append("no change at all: this shows nothing")
-    if sticky == "turn" and life_s and seen.dear:
+    if sticky == "turn" and warm and seen.dear:
         found.append(f"{seen.dear} changes cost more than they save")
-    if sticky == "turn" and life_s and not seen.kept_warm:
+    if sticky == "turn" and warm and not seen.kept_warm:
         found.append("no change was refused for the prefix's sake: this shows nothing")
     return [f"{name}: {one}" for one in found + (seen.examples[:5] if found else [])]
 
 
 def config(port: int) -> str:
     models = "".join(MODEL.format(name=model, price=price) for model, price in PRICES.items())
-    routes = [(full, *STICKY[name]) for full, name, _ in RUNS if name in STICKY]
-    return CONFIG.format(port=port, models=models) + "".join(
-        ROUTE.format(name=full, sticky=sticky, cache_life_s=life_s) for full, sticky, life_s in routes
-    )
+    routes = ""
+    for full, name, _ in RUNS:
+        if name in SETTINGS:
+            own = "\n".join(f"{key} = {json.dumps(value)}" for key, value in SETTINGS[name].items())
+            routes += ROUTE.format(name=full, own=own)
+    return CONFIG.format(port=port, models=models) + routes
 
 
 def run(sessions: list[Session]) -> dict[str, Seen]:
@@ -333,7 +340,7 @@ def main() -> int:
             "calls": sum(map(len, sessions)),
             "at_once": AT_ONCE,
             "prices_usd_per_mtok": {name: dict(zip(PRICED, price, strict=True)) for name, price in PRICES.items()},
-            "settings": {name: {"sticky": one, "cache_life_s": s} for name, (one, s) in STICKY.items()},
+            "settings": SETTINGS,
             "runs": msgspec.to_builtins(seen),
             "faults": wrong,
         }
