@@ -311,6 +311,21 @@ async def test_a_session_stays_with_its_model_in_a_tool_loop_and_after_it(tmp_pa
     assert await world.ask([{"role": "user", "content": "And the sun?"}]) == ["a-up"]
 
 
+@pytest.mark.parametrize(
+    ("head", "after", "served"), [(TRAINED, 0.0, "b-up"), (CASCADE, 0.0, "b-up"), (CASCADE, 0.4, "a-up")]
+)
+async def test_a_conversation_is_known_before_its_answer_is_out(tmp_path, monkeypatch, head, after, served):
+    world = Routed(tmp_path, head=head, after=after, tools="route", replies=both())
+
+    async def not_yet(outcome, decision):
+        """The next request comes to another worker before this one has learned."""
+
+    monkeypatch.setattr(world.lever, "learn", not_yet)
+    assert (await world.ask([USER]))[-1] == served
+    assert await world.ask(LOOP) == [served]
+    assert "in a tool loop" in world.why
+
+
 async def test_a_conversation_that_nobody_knows_is_the_strong_models(tmp_path):
     world = Routed(tmp_path, tools="route", replies=both())
     assert await world.ask(LOOP) == ["a-up"]
