@@ -156,9 +156,9 @@ def router(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-def start(gateways: MakeGateway, models: Models, router: Path, server: str = "") -> Gateway:
-    gateway = gateways(CONFIG.format(port=models.port, router=router), server=server)
-    until_it_scores(gateway)
+def start(gateways: MakeGateway, models: Models, router: Path, workers: int = 1) -> Gateway:
+    gateway = gateways(CONFIG.format(port=models.port, router=router), server=f"workers = {workers}")
+    until_it_scores(gateway, workers)
     return gateway
 
 
@@ -184,12 +184,19 @@ def why(got: Got) -> str:
     return str(got.headers["x-trimtab-decision"])
 
 
-def until_it_scores(gateway: Gateway, seconds: float = 60) -> None:
-    """Workers serve before the process that scores is up, and each connects to it by itself: several in a row."""
-    deadline, in_a_row = time.monotonic() + seconds, 0
-    while in_a_row < 8:
-        in_a_row = 0 if "no score" in why(ask(gateway, question(101))) else in_a_row + 1
+def until_it_scores(gateway: Gateway, workers: int = 1) -> None:
+    """Workers serve before the process that scores is up, and each connects to it when it is first asked."""
+    deadline, scoring = time.monotonic() + 60, set[str]()
+    while len(scoring) < workers:
         assert time.monotonic() < deadline, gateway.log()
+        got = ask(gateway, question(101))
+        if "no score" not in why(got):
+            scoring.add(worker(got))
+
+
+def worker(got: Got) -> str:
+    """The process that answered: its own part of the request's id."""
+    return got.request_id[:15]
 
 
 def test_a_prompt_goes_to_the_model_that_it_takes_and_the_share_is_kept(gateway: Gateway) -> None:
@@ -246,10 +253,10 @@ def test_a_held_stream_is_whole_and_one_models_alone(gateway: Gateway, number: i
 def test_a_conversation_stays_with_its_model_whichever_worker_has_it(
     gateways: MakeGateway, models: Models, router: Path
 ) -> None:
-    gateway = start(gateways, models, router, "workers = 2")
+    gateway = start(gateways, models, router, workers=2)
     assert text(ask(gateway, question(109, HARD))) == large_says(109)  # asked by itself it is too hard
     offered = {"tools": [{"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}]}
-    moved = 0  # between workers, by the processes' own parts of the ids
+    moved = 0
     for number in range(110, 140):
         begun = ask(gateway, question(number))
         assert text(begun) == small_says(number)
@@ -259,7 +266,7 @@ def test_a_conversation_stays_with_its_model_whichever_worker_has_it(
         assert (text(looped), text(later)) == (SORRY, SORRY), (why(looped), why(later))
         assert "in a tool loop" in why(looped)
         assert "stays with its model" in why(later)
-        moved += len({got.request_id[:15] for got in (begun, looped, later)}) == 2
+        moved += len({worker(got) for got in (begun, looped, later)}) == 2
         if moved == 3:
             return
     pytest.fail(f"{moved} conversations came to both workers; this shows nothing")

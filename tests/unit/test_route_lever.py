@@ -1,6 +1,7 @@
 """Routing by expected gain: who is asked, what is read before it goes out, and that conversations stay."""
 
 import json
+import os
 
 import msgspec
 import pytest
@@ -415,6 +416,20 @@ def test_conversations_are_shared_and_damage_is_forgotten(tmp_path):
     data[place] = 8
     (tmp_path / "t").write_bytes(data)
     assert ThreadTable(tmp_path / "t").find(b"k" * 16) is None
+
+
+def test_workers_that_begin_at_once_share_one_table(tmp_path, monkeypatch):
+    others, allocate = [], os.posix_fallocate
+
+    def meanwhile(*arguments):
+        monkeypatch.setattr(os, "posix_fallocate", allocate)
+        others.append(ThreadTable(tmp_path / "t"))
+        allocate(*arguments)
+
+    monkeypatch.setattr(os, "posix_fallocate", meanwhile)
+    one = ThreadTable(tmp_path / "t")
+    others[0].keep(b"k" * 16, Thread(7, 0.5, 100, 1000.0))
+    assert one.find(b"k" * 16) == Thread(7, 0.5, 100, 1000.0)
 
 
 MODELS = f"""{OPENAI}

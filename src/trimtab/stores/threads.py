@@ -26,15 +26,12 @@ class ThreadTable:
 
     def __init__(self, path: Path) -> None:
         size = _SETS * _SET_BYTES
-        if not path.exists() or path.stat().st_size != size:
-            made = path.with_name(f"{path.name}.{os.getpid()}")
-            made.unlink(missing_ok=True)
-            made.touch(mode=0o600)
-            with made.open("r+b") as file:
-                os.posix_fallocate(file.fileno(), 0, size)  # a full disk must be an error here, not a SIGBUS later
-            made.replace(path)
-        with path.open("r+b") as file:
-            self._map = mmap.mmap(file.fileno(), size)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)  # workers that begin at once get the same one
+        try:
+            os.posix_fallocate(fd, 0, size)  # a full disk must be an error here, not a SIGBUS later
+            self._map = mmap.mmap(fd, size)
+        finally:
+            os.close(fd)
 
     def find(self, key: bytes) -> Thread | None:
         """What is known of a conversation (a hash of 16 bytes)."""
