@@ -19,6 +19,7 @@ TRIMTAB = Path(sys.executable).with_name("trimtab")
 _RECORDED = Path(__file__).with_name("recorded.py")
 _UP_S = 120.0
 _LEDGER_S = 60.0
+_SHOWN_CHARS = 3000
 _KEPT = ("TRIMTAB_CACHE_DIR",)
 
 
@@ -81,11 +82,15 @@ class Gateway:
         self._env = kept | {"TRIMTAB_CONFIG": str(self._file)}
         with (folder / "log").open("wb") as log:
             self._process = subprocess.Popen([TRIMTAB, "serve"], env=self._env, stdout=log, stderr=log)
-        _until(self._is_ready, _UP_S, self.log)
+        try:
+            _until(self._is_ready, _UP_S, self.log)
+        except BaseException:
+            self.stop()
+            raise
 
     def log(self) -> str:
-        """What it said."""
-        return (self._folder / "log").read_text(errors="replace")
+        """The end of what it said."""
+        return (self._folder / "log").read_text(errors="replace")[-_SHOWN_CHARS:]
 
     def requests(self, count: int, *routes: str) -> dict[str, dict[str, Any]]:
         """The ledger's rows of some routes by id, once there are `count`.
@@ -131,7 +136,11 @@ class Upstream:
             (folder / "answers.json").write_text(json.dumps(answers))
             command += ["--answers", str(folder / "answers.json")]
         self._process = subprocess.Popen(command)
-        _until(self.forget, _UP_S, lambda: "the upstream did not start")
+        try:
+            _until(self.forget, _UP_S, lambda: "the upstream did not start")
+        except BaseException:
+            self.stop()
+            raise
 
     def forget(self) -> bool:
         """Have it forget the prefixes that it read; whether it is there."""

@@ -1,7 +1,8 @@
 """Routing by expected gain: who is asked, what is read before it goes out, and that conversations stay."""
 
 import json
-import os
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 
 import msgspec
 import pytest
@@ -418,18 +419,18 @@ def test_conversations_are_shared_and_damage_is_forgotten(tmp_path):
     assert ThreadTable(tmp_path / "t").find(b"k" * 16) is None
 
 
-def test_workers_that_begin_at_once_share_one_table(tmp_path, monkeypatch):
-    others, allocate = [], os.posix_fallocate
+def test_workers_that_begin_at_once_share_one_table(tmp_path):
+    for name in map(str, range(20)):
+        began = Barrier(4)
+        with ThreadPoolExecutor(4) as pool:
+            tables = list(pool.map(lambda _, name=name, began=began: begin(tmp_path / name, began), range(4)))
+        tables[0].keep(b"k" * 16, Thread(7, 0.5, 100, 1000.0))
+        assert [one.find(b"k" * 16) for one in tables] == [Thread(7, 0.5, 100, 1000.0)] * 4
 
-    def meanwhile(*arguments):
-        monkeypatch.setattr(os, "posix_fallocate", allocate)
-        others.append(ThreadTable(tmp_path / "t"))
-        allocate(*arguments)
 
-    monkeypatch.setattr(os, "posix_fallocate", meanwhile)
-    one = ThreadTable(tmp_path / "t")
-    others[0].keep(b"k" * 16, Thread(7, 0.5, 100, 1000.0))
-    assert one.find(b"k" * 16) == Thread(7, 0.5, 100, 1000.0)
+def begin(path, together):
+    together.wait()
+    return ThreadTable(path)
 
 
 MODELS = f"""{OPENAI}

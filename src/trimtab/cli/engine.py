@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from trimtab.cli.ledger_view import plain_table, terminal
+from trimtab.cli.speculate import speculate_bench
 from trimtab.errors import BadRequest
 
 if TYPE_CHECKING:
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 @click.group()
 def engine() -> None:
     """Models for the engines that run on this machine."""
+
+
+engine.add_command(speculate_bench)
 
 
 @engine.command()

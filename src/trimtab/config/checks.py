@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path as FilePath
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -106,7 +106,7 @@ def is_loopback(host: str) -> bool:
 def resolve_files(settings: Any, folder: FilePath) -> Any:
     """Engine settings with their file names made absolute, relative ones to the configuration's folder."""
     changes = {}
-    for field in ("ca_file", "model"):
+    for field in ("ca_file", "model", "draft_model"):
         value = getattr(settings, field, "")
         if isinstance(value, str) and value and (field == "ca_file" or value.endswith(".gguf")):
             changes[field] = str(folder / FilePath(value).expanduser())
@@ -175,13 +175,15 @@ def _host_problem(host: str) -> str:
 def _check_engine(name: str, engine: EngineConfig, env: Mapping[str, str], problems: Problems) -> None:
     """Checks by field name, so that third parties' engines have them too."""
     settings = engine.settings
-    for field, check in (("base_url", _url_problem), ("ca_file", _ca_problem), ("model", _model_problem)):
+    for field, check in _ENGINE_CHECKS:
         value = getattr(settings, field, "")
         path = ("engines", name, field)
         if isinstance(value, str) and value and path not in problems:
             message = check(value, engine.kind)
             if message:
                 problems.add(path, message)
+    if getattr(settings, "speculation", "") == "draft" and not settings.draft_model:
+        problems.add(("engines", name, "draft_model"), "is missing; speculation by a draft model takes its .gguf file")
     variable = getattr(settings, "api_key_env", "")
     path = ("engines", name, "api_key_env")
     if isinstance(variable, str) and variable and path not in problems:
@@ -307,3 +309,11 @@ def _model_problem(model: str, kind: str) -> str:
         return "" if FilePath(model).is_file() else f"there is no file {model}; correct the path"
     built_in = getattr(find("engines", kind), "BUILT_IN", model)
     return "" if model == built_in else f'{shown(model)} is no model here; use "{built_in}" or the path of a .gguf file'
+
+
+_ENGINE_CHECKS: Final = (
+    ("base_url", _url_problem),
+    ("ca_file", _ca_problem),
+    ("model", _model_problem),
+    ("draft_model", _model_problem),
+)

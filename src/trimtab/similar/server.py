@@ -119,14 +119,14 @@ class _Hands:
             self._service.failed(error)
         except (OSError, sqlite3.Error) as worse:
             error = worse
-        self.complain(error)
+        self.complain("the semantic cache", error)
 
-    def complain(self, error: Exception) -> None:
+    def complain(self, what: str, error: Exception) -> None:
         """Tell the log, once a minute."""
         now = time.monotonic()
         if now - self._logged_at >= _LOG_EVERY_S:
             self._logged_at = now
-            _log.warning("a request goes without its neighbours or its router: %s: %s", type(error).__name__, error)
+            _log.warning("%s goes without: %s: %s", what, type(error).__name__, error)
 
 
 async def serve(path: Path, service: Service, routers: Routers, ready: Callable[[], None]) -> None:
@@ -143,7 +143,7 @@ async def serve(path: Path, service: Service, routers: Routers, ready: Callable[
         try:
             reply(routers.answer(message))
         except Exception as error:
-            hands.complain(error)
+            hands.complain("routing", error)
 
     async def embed(message: Embed | Compare, reply: Reply) -> None:
         async with turn:  # one at a time, on a thread of its own: questions must not wait for it

@@ -8,12 +8,12 @@ wrong answer cannot come of it, only a miss. So readers need no lock, and a set 
 
 from __future__ import annotations
 
-import mmap
-import os
 import struct
 import zlib
 from pathlib import Path
 from typing import Final
+
+from trimtab.stores._mapped import mapped
 
 _WAYS: Final = 8
 _SET: Final = struct.Struct(f"<{_WAYS}Q")  # a cache line
@@ -36,18 +36,7 @@ class Index:
         there = path.stat().st_size if path.exists() else 0
         if there and not resize and there % _SET.size == 0 and (there // _SET.size).bit_count() == 1:
             self._sets = there // _SET.size
-        size = self._sets * _SET.size
-        self.fresh = there != size
-        if self.fresh:
-            # Beside it, then renamed: whoever has the former mapped must not find its end gone.
-            made = path.with_suffix(".new")
-            made.unlink(missing_ok=True)
-            made.touch(mode=0o600)
-            with made.open("r+b") as file:
-                os.posix_fallocate(file.fileno(), 0, size)  # a full disk must be an error here, not a SIGBUS later
-            made.replace(path)
-        with path.open("r+b") as file:
-            self._map = mmap.mmap(file.fileno(), size)
+        self._map, self.fresh = mapped(path, self._sets * _SET.size)
 
     def find(self, key: bytes) -> list[int]:
         """The ages that the key's answer may have: nearly always none or one."""

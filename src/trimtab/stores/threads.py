@@ -6,14 +6,13 @@ so one that was half written is taken for none, and the worst that can happen is
 
 from __future__ import annotations
 
-import mmap
-import os
 import struct
 import zlib
 from pathlib import Path
 from typing import Final
 
 from trimtab.ports import Thread
+from trimtab.stores._mapped import mapped
 
 _ENTRY: Final = struct.Struct("<QIfIII")  # key, model, score, tokens, seconds since 1970, checksum
 _WAYS: Final = 4
@@ -25,13 +24,7 @@ class ThreadTable:
     """Implements `ports.Threads`. Raises OSError if its file cannot be made."""
 
     def __init__(self, path: Path) -> None:
-        size = _SETS * _SET_BYTES
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)  # workers that begin at once get the same one
-        try:
-            os.posix_fallocate(fd, 0, size)  # a full disk must be an error here, not a SIGBUS later
-            self._map = mmap.mmap(fd, size)
-        finally:
-            os.close(fd)
+        self._map, _ = mapped(path, _SETS * _SET_BYTES)
 
     def find(self, key: bytes) -> Thread | None:
         """What is known of a conversation (a hash of 16 bytes)."""

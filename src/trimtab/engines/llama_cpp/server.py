@@ -53,6 +53,27 @@ def serve(config: Config, weights_path: Path, port: int, ready: Callable[[], Non
         signal.pause()
 
 
+def _speculate(xllamacpp: Any, speculative: Any, config: Config) -> None:
+    """Set how the next tokens are guessed: by looking up the last few in the text so far, or by a smaller model."""
+    if config.speculation == "none":
+        return
+    kinds = xllamacpp.common_speculative_type
+    n, m = config.ngram_tokens, config.draft_tokens
+    if config.speculation == "draft":
+        speculative.types = [kinds.COMMON_SPECULATIVE_TYPE_DRAFT_SIMPLE]
+        speculative.draft.mparams.path = config.draft_model
+        speculative.draft.n_max = m
+    elif config.speculation == "ngram_mod":
+        speculative.types = [kinds.COMMON_SPECULATIVE_TYPE_NGRAM_MOD]
+        speculative.ngram_mod.n_match, speculative.ngram_mod.n_min, speculative.ngram_mod.n_max = n, 1, m
+    else:
+        simple = config.speculation == "ngram"
+        kind = kinds.COMMON_SPECULATIVE_TYPE_NGRAM_SIMPLE if simple else kinds.COMMON_SPECULATIVE_TYPE_NGRAM_MAP_K
+        speculative.types = [kind]
+        chosen = speculative.ngram_simple if simple else speculative.ngram_map_k
+        chosen.size_n, chosen.size_m = n, m
+
+
 def _params(xllamacpp: Any, config: Config, weights_path: Path, port: int) -> Any:
     params = xllamacpp.CommonParams()
     params.model.path = str(weights_path)
@@ -67,6 +88,8 @@ def _params(xllamacpp: Any, config: Config, weights_path: Path, port: int) -> An
     # Moving idle slots to a cache in memory lost half of the reusable prefixes.
     params.cache_ram_mib, params.cache_idle_slots = 0, False
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = config.threads
+    params.cache_prompt = config.prefix_cache
+    _speculate(xllamacpp, params.speculative, config)
     params.endpoint_metrics, params.endpoint_slots, params.ui = True, True, False
     params.verbosity = _ERRORS_ONLY
     return params

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
 import msgspec
 from msgspec import Meta
@@ -13,6 +13,8 @@ HOST: Final = "127.0.0.1"
 
 Context = Annotated[int, Meta(ge=256, le=1 << 20, description="a whole number of tokens from 256 to 1048576")]
 Parallel = Annotated[int, Meta(ge=1, le=64, description="a whole number of requests from 1 to 64")]
+Drafted = Annotated[int, Meta(ge=1, le=64, description="a whole number of tokens from 1 to 64")]
+Speculation = Literal["none", "ngram", "ngram_map", "ngram_mod", "draft"]
 Threads = Annotated[int, Meta(ge=1, le=512, description="a whole number from 1 to 512")]
 
 
@@ -27,6 +29,11 @@ class Config(msgspec.Struct, frozen=True):
     context_tokens: Context = 4096
     parallel: Parallel = 8
     threads: Threads = 2
+    prefix_cache: bool = True  # a slot keeps what it has read, for the next prompt that begins alike
+    speculation: Speculation = "none"  # the next tokens are drafted from the text so far, or by a smaller model
+    ngram_tokens: Drafted = 3  # that have to occur again before a draft follows them
+    draft_tokens: Drafted = 12  # drafted at once, at most
+    draft_model: str = ""  # the path of a .gguf file with the same vocabulary
     provider: str = ""  # genai-prices provider id; a model of our own has none
 
 
