@@ -4,7 +4,7 @@ PY ?= $(shell tools/pick-python)
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test check lock bench-gate bench-gate-quants bench-judge-trial bench-overhead bench-placement bench-promise bench-quantization bench-replay bench-replay-referee bench-route bench-semantic bench-semantic-latency bench-shadow-live bench-telemetry bench-traces clean
+.PHONY: help demo test check lock bench-gate bench-gate-quants bench-judge-trial bench-overhead bench-placement bench-promise bench-quantization bench-replay bench-replay-referee bench-route bench-route-live bench-route-sessions bench-semantic bench-semantic-latency bench-shadow-live bench-telemetry bench-traces clean
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 24
 
@@ -73,6 +73,14 @@ bench-semantic: $(VENV)/.dev ## does the semantic cache keep its promise: DATA=f
 bench-route: $(VENV)/.dev ## does routing keep its quality and save: DATA=folder of recorded outcomes (three minutes)
 	@test -n "$(DATA)" || { echo "say where the outcomes are: make bench-route DATA=folder (see bench/README.md)"; exit 2; }
 	@$(BIN)/python bench/route.py --data $(DATA)
+
+bench-route-live: $(VENV)/.dev ## is routing through the gateway what it is offline: DATA=folder with both models' answers (a minute)
+	@test -n "$(DATA)" || { echo "say where the answers are: make bench-route-live DATA=folder (see bench/README.md)"; exit 2; }
+	@$(BIN)/python bench/route_live.py --data $(DATA)
+
+bench-route-sessions: $(VENV)/.dev ## do agents' sessions keep their model: TRACE=file of recorded calls (a minute)
+	@test -n "$(TRACE)" || { echo "say where the calls are: make bench-route-sessions TRACE=file (see bench/README.md)"; exit 2; }
+	@$(BIN)/python bench/route_sessions.py --trace $(TRACE)
 
 bench-placement: $(VENV)/.dev ## which replica gets a request, on simulated replicas: DATA=folder of traces (a minute)
 	@test -n "$(DATA)" || { echo "say where the traces are: make bench-placement DATA=folder (see bench/README.md)"; exit 2; }

@@ -1,6 +1,8 @@
 """Routing by expected gain: who is asked, what is read before it goes out, and that conversations stay."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 
 import msgspec
 import pytest
@@ -12,7 +14,9 @@ from trimtab.config import load
 from trimtab.errors import ConfigError, UpstreamUnreachable
 from trimtab.flight import Flight
 from trimtab.levers import route
-from trimtab.protocols import CODECS
+from trimtab.levers.route import thread
+from trimtab.ports import Thread
+from trimtab.protocols import CODECS, conversation
 from trimtab.routing.router import Head
 from trimtab.stores.threads import ThreadTable
 from trimtab.types import Attempt, Plan, Purpose, Scope
@@ -309,6 +313,21 @@ async def test_a_session_stays_with_its_model_in_a_tool_loop_and_after_it(tmp_pa
     assert await world.ask([{"role": "user", "content": "And the sun?"}]) == ["a-up"]
 
 
+@pytest.mark.parametrize(
+    ("head", "after", "served"), [(TRAINED, 0.0, "b-up"), (CASCADE, 0.0, "b-up"), (CASCADE, 0.4, "a-up")]
+)
+async def test_a_conversation_is_known_before_its_answer_is_out(tmp_path, monkeypatch, head, after, served):
+    world = Routed(tmp_path, head=head, after=after, tools="route", replies=both())
+
+    async def not_yet(outcome, decision):
+        """The next request comes to another worker before this one has learned."""
+
+    monkeypatch.setattr(world.lever, "learn", not_yet)
+    assert (await world.ask([USER]))[-1] == served
+    assert await world.ask(LOOP) == [served]
+    assert "in a tool loop" in world.why
+
+
 async def test_a_conversation_that_nobody_knows_is_the_strong_models(tmp_path):
     world = Routed(tmp_path, tools="route", replies=both())
     assert await world.ask(LOOP) == ["a-up"]
@@ -346,6 +365,22 @@ async def test_a_warm_prefix_keeps_the_model_unless_the_change_pays(tmp_path):
     assert "its prefix is warm" in world.why
 
 
+@pytest.mark.parametrize(("warm", "stays"), [(3000, True), (500, False)])
+def test_what_is_new_since_the_last_answer_is_counted_and_not_what_frames_it(warm, stays):
+    question = ask([USER, SAID, {"role": "user", "content": "And the sun?"}])
+    talk = conversation.read(
+        msgspec.structs.replace(question, body_bytes=20_000)
+    )  # tools, say: a provider knows better
+    found = thread.Found(Thread(1, 0.0, warm, 0.0), weak=False)
+    prices = {"a-up": 10, "b-up": 4}
+
+    def cost(target, usage):
+        return prices[target.upstream_model] * (usage.input + usage.cache_read // 10 + 2 * usage.output)
+
+    assert talk.fresh < 20
+    assert bool(thread.too_warm(talk, found, (A, B), cost)) is stays
+
+
 async def test_tools_pictures_and_other_models_are_left_alone(tmp_path):
     world = Routed(tmp_path, replies=both())
     assert await world.ask(tools=[{"type": "function"}]) == ["a-up"]
@@ -373,8 +408,6 @@ def test_caches_name_how_the_model_is_chosen(tmp_path):
 
 
 def test_conversations_are_shared_and_damage_is_forgotten(tmp_path):
-    from trimtab.ports import Thread
-
     one, two = ThreadTable(tmp_path / "t"), ThreadTable(tmp_path / "t")
     one.keep(b"k" * 16, Thread(7, 0.5, 100, 1000.0))
     assert two.find(b"k" * 16) == Thread(7, 0.5, 100, 1000.0)
@@ -384,6 +417,20 @@ def test_conversations_are_shared_and_damage_is_forgotten(tmp_path):
     data[place] = 8
     (tmp_path / "t").write_bytes(data)
     assert ThreadTable(tmp_path / "t").find(b"k" * 16) is None
+
+
+def test_workers_that_begin_at_once_share_one_table(tmp_path):
+    for name in map(str, range(20)):
+        began = Barrier(4)
+        with ThreadPoolExecutor(4) as pool:
+            tables = list(pool.map(lambda _, name=name, began=began: begin(tmp_path / name, began), range(4)))
+        tables[0].keep(b"k" * 16, Thread(7, 0.5, 100, 1000.0))
+        assert [one.find(b"k" * 16) for one in tables] == [Thread(7, 0.5, 100, 1000.0)] * 4
+
+
+def begin(path, together):
+    together.wait()
+    return ThreadTable(path)
 
 
 MODELS = f"""{OPENAI}

@@ -57,6 +57,7 @@ class Conversation(msgspec.Struct, frozen=True):
     json: bool  # the answer has to be JSON
     kinds: frozenset[str]  # beside text: "image", "audio", "video", "file"
     tokens: int  # about so many go in
+    fresh: int  # about so many of them after the last answer
     root: bytes  # hash of the first user turn, 16 bytes
     before: tuple[bytes, ...]  # hashes of the messages but the last, but the last two, ...; 16 bytes each
     whole: bytes  # hash of all of them, 16 bytes
@@ -77,16 +78,18 @@ def read(request: Request, bytes_per_token: int = 4) -> Conversation | None:
     hashes = _hashes(raws, messages)
     fields = request.fields
     last = messages[-1]
+    answered = max((n for n, one in enumerate(messages) if one.role == "assistant"), default=-1)
     return Conversation(
         text=texts[0] if asks else "",
         earlier=texts[1:] if asks else texts,
-        begun=any(one.role == "assistant" for one in messages),
+        begun=answered >= 0,
         tool_loop=last.role in _RESULT_ROLES or _results(last) or _calls(last),
         signed=any(one.role == "assistant" and _SIGNED.search(raw) for one, raw in zip(messages, raws, strict=True)),
         tools=any(bytes(fields.get(name, b"null")) not in _NOTHING for name in ("tools", "functions")),
         json=any(_JSON_KINDS.search(bytes(fields[name])) for name in _FORMATS if name in fields),
         kinds=frozenset(kind for one in messages for kind in _kinds(one.content)),
         tokens=request.body_bytes // bytes_per_token,
+        fresh=sum([len(bytes(raw)) for raw in raws[answered + 1 :]]) // bytes_per_token,
         root=_hash(bytes(raws[users[0]])) if users else hashes[0],
         before=tuple(hashes[-2 : -2 - _MOST_BEFORE : -1]),
         whole=hashes[-1],

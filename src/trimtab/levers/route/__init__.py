@@ -116,6 +116,7 @@ class RouteByGain:
             would = f"{said}, would ask {(weak if choice.weak else strong).model}: {choice.reason}"
             return _decided(would, score=choice.gain, threshold=choice.threshold)
         words = choice.reason + ", gate advisory" * bool(unproven)
+        self._note(memo, weak if choice.weak and not choice.held else strong)
         if not choice.weak:
             return _decided(f"{strong.model}: {words}", None, memo, choice.gain, choice.threshold)
         asides = self._cascade.beside(config, request, weak) if choice.held else None
@@ -137,6 +138,7 @@ class RouteByGain:
         held_s = self._means.clock.mono() - request.start
         what = f"escalated after {held_s:.2f} s: {verdict.wrong}" if verdict.wrong else f"accepted after {held_s:.2f} s"
         gain = memo.gain if verdict.score is None else verdict.score
+        self._note(memo, memo.strong if verdict.wrong else memo.weak)
         told = structs.replace(
             decision,
             reason=f"{decision.reason}; {what}",
@@ -154,10 +156,7 @@ class RouteByGain:
         last = record.attempts[-1]
         by_weak = (last.engine, last.model) == (memo.weak.engine, memo.weak.upstream_model)
         if record.status == 200:
-            served = memo.weak if by_weak else memo.strong
-            tokens = last.usage.input_total + last.usage.output_total or memo.tokens
-            for key in memo.keys:
-                self._means.threads.keep(key, Thread(thread.number(served.model), memo.gain, tokens, record.at))
+            self._note(memo, memo.weak if by_weak else memo.strong, last.usage.input_total + last.usage.output_total)
         route = outcome.request.scope.route
         config = self._facts.settings(route)
         escalated = last.purpose == Purpose.CASCADE
@@ -230,6 +229,12 @@ class RouteByGain:
         fields = questions.complexity_fields(prompt, model)
         level = questions.complexity_in(await self._cascade.ask(request, model, fields, timeout_s))
         return None if level is None else ((level - 1) / (questions.LEVELS - 1), False)
+
+    def _note(self, memo: Memo, served: Target, tokens: int = 0) -> None:
+        """Who serves the conversation: noted before the answer is out, for its next request may be quick."""
+        now = self._means.clock.wall()
+        for key in memo.keys:
+            self._means.threads.keep(key, Thread(thread.number(served.model), memo.gain, tokens or memo.tokens, now))
 
     def _saving(self, memo: Memo) -> int | None:
         usage = Usage(input=memo.tokens, output=TAKEN_OUTPUT)

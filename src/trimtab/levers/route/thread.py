@@ -84,11 +84,12 @@ def too_warm(
 ) -> str:
     """Why a change from the first model to the second does not pay, "" if it does.
 
-    The first has what it read of the conversation at hand; the second would read all of it anew.
+    The first has what it read of the conversation at hand, as its provider counted; the second would read all of it
+    anew.
     """
     warm = min(found.thread.tokens, talk.tokens)
-    staying = cost(towards[0], Usage(input=talk.tokens - warm, cache_read=warm, output=TAKEN_OUTPUT))
-    going = cost(towards[1], Usage(input=talk.tokens, output=TAKEN_OUTPUT))
+    staying = cost(towards[0], Usage(input=talk.fresh, cache_read=warm, output=TAKEN_OUTPUT))
+    going = cost(towards[1], Usage(input=talk.fresh + warm, output=TAKEN_OUTPUT))
     if staying is None or going is None:
         return "stays: its prefix is warm, prices unknown"
     if going < staying:
