@@ -24,6 +24,7 @@ from trimtab.protocols.reuse import is_chat
 from trimtab.types import (
     Aside,
     Attempt,
+    AttemptRecord,
     Continue,
     Decision,
     Outcome,
@@ -110,7 +111,7 @@ class RouteByGain:
             weak, strong, thread.keys(request.scope, talk), thread.prompt(talk), talk.json, talk.tokens, gain,
             choice.dialled,
         )  # fmt: skip
-        unproven = self._facts.no_verdict(request.scope, strong.model)
+        unproven = "" if config.mode == "shadow" else self._facts.no_verdict(request.scope, strong.model)
         if config.mode == "shadow" or (unproven and config.gate == "required"):
             said = f"shadow ({unproven})" if config.mode == "on" else "shadow"
             would = f"{said}, would ask {(weak if choice.weak else strong).model}: {choice.reason}"
@@ -154,7 +155,7 @@ class RouteByGain:
         if not isinstance(memo, Memo) or not record.attempts:
             return
         last = record.attempts[-1]
-        by_weak = (last.engine, last.model) == (memo.weak.engine, memo.weak.upstream_model)
+        by_weak = _by_weak(decision, last)
         if record.status == 200:
             self._note(memo, memo.weak if by_weak else memo.strong, last.usage.input_total + last.usage.output_total)
         route = outcome.request.scope.route
@@ -278,6 +279,15 @@ def _routed(plan: Plan, weak: Target, beside: tuple[Aside, ...] | None) -> Plan:
         own = [structs.replace(own[0], held=True, beside=beside)]  # one try: what follows is better, not worse
         rest[0] = structs.replace(first, purpose=Purpose.CASCADE)
     return structs.replace(plan, attempts=(*own, *rest))
+
+
+def _by_weak(decision: Decision, last: AttemptRecord) -> bool:
+    """Whether the weak model gave the answer: what follows its attempts has another purpose, or follows a held one."""
+    step = decision.step
+    if not isinstance(step, Continue):
+        return False
+    first = (Purpose.SERVE,) if step.plan.attempts[0].held else (Purpose.SERVE, Purpose.RETRY)
+    return last.purpose in first
 
 
 def _decided(
