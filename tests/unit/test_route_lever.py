@@ -17,7 +17,7 @@ from trimtab.levers import route
 from trimtab.levers.route import thread
 from trimtab.ports import Thread
 from trimtab.protocols import CODECS, conversation
-from trimtab.routing.router import Head
+from trimtab.routing.router import Head, Router, write
 from trimtab.stores.threads import ThreadTable
 from trimtab.types import Attempt, Plan, Purpose, Scope
 
@@ -468,3 +468,24 @@ def test_mistakes_are_told_at_the_start(tmp_path, settings, said):
         load(tmp_path / "trimtab.toml", ENV)
     assert said in str(caught.value)
     assert "levers.route" in str(caught.value)
+
+
+def test_a_router_whose_setting_cannot_be_kept_is_told_at_the_start(tmp_path):
+    made = Router(1, msgspec.structs.replace(TRAINED, weak="gpt-4o-mini", strong="gpt-4o", kind="cascade"), b"")
+    write(tmp_path / "own.router", made)
+    base = f'{MODELS}\n[levers.route]\nmode = "on"\nweak = "cheap"\nstrong = "dear"\npredictor = "own.router"\n'
+    for settings, said in (
+        ("cascade = false", "leave it on, or set strong_share"),
+        ("cascade = true\nquality_floor = 0.9", "learned from no answers"),
+        ('second = "unknown"', ""),
+        ("cascade = false\nstrong_share = 0.5", ""),
+    ):
+        (tmp_path / "trimtab.toml").write_text(base + settings)
+        if not said:
+            load(tmp_path / "trimtab.toml", ENV)
+            continue
+        with pytest.raises(ConfigError, match=said):
+            load(tmp_path / "trimtab.toml", ENV)
+    (tmp_path / "trimtab.toml").write_text(base.replace('"cheap"', '"unknown"'))
+    with pytest.raises(ConfigError, match="trained for"):
+        load(tmp_path / "trimtab.toml", ENV)

@@ -103,6 +103,12 @@ def _check_router(path: Path, settings: Any, config: Config, problems: Problems)
             problems.add((*path, name), f"the router was trained for {shown(trained)}, not {shown(own)}")
     if settings.quality_floor is not None and settings.cascade and not head.after:
         problems.add((*path, "cascade"), "the router learned from no answers, so it cannot tell what one of them loses")
+    if (
+        settings.cascade is False
+        and head.kind == "cascade"
+        and not any(getattr(settings, name) is not None for name in _BUDGETS)
+    ):
+        problems.add((*path, "cascade"), "the router's own setting is a cascade: leave it on, or set strong_share")
     if head.weak:
         return
     if settings.quality_floor is not None:
