@@ -117,6 +117,12 @@ def test_rates_are_differences_and_gauges_are_means():
         ({"running": 8.0, "waiting": 3.0, "kv_usage": 0.4, "slots": 8}, State.QUEUE),
         ({"running": 8.0, "waiting": 3.0, "kv_usage": 0.4, "slots": 64}, State.COMPUTE),
         ({"running": 8.0, "waiting": [3.0] * 5 + [0.0] * 6, "kv_usage": 0.4, "slots": 64}, State.HEALTHY),
+        # a queue that was served in the window: what counts is what ran while it stood
+        (
+            {"running": [8.0] * 6 + [2.0] * 5, "waiting": [3.0] * 6 + [0.0] * 5, "kv_usage": 0.1, "slots": 8},
+            State.QUEUE,
+        ),
+        ({"running": [8.0] * 6 + [2.0] * 5, "waiting": [3.0] * 6 + [0.0] * 5, "kv_usage": 0.1}, State.QUEUE),
         ({"running": 2.0, "waiting": 3.0, "kv_usage": 0.7}, State.MEMORY),  # each holds 35%: no third one fits
         ({"running": 2.0, "waiting": 0.0, "kv_usage": 0.7}, State.HEALTHY),
         ({"running": 0.0, "waiting": 3.0}, State.QUEUE),

@@ -82,7 +82,7 @@ def status(
     as_json = place.pop("as_json")
     if url and names:
         raise click.UsageError("give names, or --url, not both")
-    asked = [Asked(url, url)] if url else _asked(names, **place)
+    asked = [Asked(url.partition("://")[2] or url, url)] if url else _asked(names, **place)
     try:
         asyncio.run(_show(asked, slots, window_s, watch, as_json))
     except KeyboardInterrupt:
@@ -117,7 +117,7 @@ async def _look(asked: Asked, slots: int | None, window_s: float) -> Seen:
         rates = Rates.of(scraper.understood(pages), slots=slots)
         return Seen(asked, rates, diagnose(rates))
     except TrimtabError as error:
-        return Seen(asked, error=error.message)
+        return Seen(asked, error=error.message.removeprefix(f"{asked.url}: "))
     finally:
         await scraper.close()
 
@@ -196,7 +196,7 @@ def _print(seen: list[Seen], states: dict[str, str], watch: bool) -> None:
 
 def _explain(seen: Seen) -> None:
     if seen.diagnosis is None:
-        click.echo(f"{seen.engine.name}: {seen.error.removeprefix(f'{seen.engine.name}: ')}", err=True)
+        click.echo(f"{seen.engine.name}: {seen.error}", err=True)
         return
     click.echo(f"{seen.engine.name}: {seen.diagnosis.state}: {seen.diagnosis.evidence[0]}")
     if seen.diagnosis.lever:

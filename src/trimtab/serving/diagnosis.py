@@ -58,7 +58,8 @@ class Rates(msgspec.Struct, frozen=True, kw_only=True):
     running: float
     waiting: float
     slots: int | None
-    stands: bool  # `running` hardly moved
+    running_full: float  # the mean at the looks at which a request waited; of all, if none did
+    stands: bool  # it hardly moved there
     kv_usage: float | None
     kv_fullest: float | None
     prefill_tokens_s: float | None
@@ -86,6 +87,7 @@ class Rates(msgspec.Struct, frozen=True, kw_only=True):
             raise BadRequest("a window needs readings of one engine, in order", param="window")
         running = [one.running or 0.0 for one in readings]
         waiting = [one.waiting or 0.0 for one in readings]
+        full = [ran for ran, waited in zip(running, waiting, strict=True) if waited] or running
         change = _Change(first, last, window_s)
         cached, prefill = change.of(_cached), change.of(_prefill)
         return cls(
@@ -98,7 +100,8 @@ class Rates(msgspec.Struct, frozen=True, kw_only=True):
             running=_mean(running),
             waiting=_mean(waiting),
             slots=last.slots or slots,
-            stands=max(running) - min(running) <= _STANDS * max(running),
+            running_full=_mean(full),
+            stands=max(full) - min(full) <= _STANDS * max(full),
             kv_usage=_mean_known([one.kv_usage for one in readings]),
             kv_fullest=_mean_known([one.kv_fullest for one in readings]),
             prefill_tokens_s=change.rate(_prefill),
@@ -200,7 +203,7 @@ def _state(rates: Rates) -> tuple[State, str]:
         return State.IDLE, f"a request ran at {looks} of {rates.readings} looks" if looks else "nothing runs or waits"
     if why := _memory(rates, waits):
         return State.MEMORY, why
-    full = rates.slots is not None and rates.running >= _SLOTS_TAKEN * rates.slots
+    full = rates.slots is not None and rates.running_full >= _SLOTS_TAKEN * rates.slots
     if waits:
         queue = f"{_few(rates.waiting)} requests waited while the KV cache had room"
         if full or (rates.slots is None and rates.stands):
@@ -236,11 +239,10 @@ def _memory(rates: Rates, waits: bool) -> str:
 
 
 def _of_slots(rates: Rates) -> str:
+    ran = _few(rates.running_full)
     if rates.slots is not None:
-        return f"{_few(rates.running)} of {rates.slots} slots taken"
-    if rates.stands:
-        return f"{_few(rates.running)} ran at every look"
-    return f"{_few(rates.running)} ran on average"
+        return f"{ran} of {rates.slots} slots taken"
+    return f"{ran} ran at every look" if rates.stands else f"{ran} ran on average"
 
 
 def _few(count: float) -> str:
