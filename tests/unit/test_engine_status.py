@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.server
 import json
 import threading
@@ -11,6 +12,9 @@ import pytest
 from click.testing import CliRunner
 
 from trimtab.cli import main
+from trimtab.measure.scrape import Scraper
+from trimtab.serving.diagnosis import Rates
+from trimtab.serving.readings import Page
 from trimtab.stores import engines_up
 
 RECORDED = Path(__file__).parents[1] / "golden" / "engine_metrics"
@@ -147,6 +151,21 @@ def test_no_metrics_and_no_engine(engine):
     assert done.exit_code == 1 and "has no /metrics: start llama.cpp's server with --metrics" in done.output
     done = run("--url", engine(""), "--json")
     assert "has no /metrics" in json.loads(done.stdout.splitlines()[0])["error"]
+
+
+async def test_a_first_answer_that_outlasts_the_window_is_its_begin(monkeypatch):
+    scraper = Scraper("http://127.0.0.1:1")
+    asked = []
+
+    async def page():
+        asked.append(1)
+        await asyncio.sleep(0.02 if len(asked) == 1 else 0)
+        return Page(asyncio.get_running_loop().time(), "vllm:num_requests_running 1\n")
+
+    monkeypatch.setattr(scraper, "page", page)
+    pages = await scraper.window(0.001, 1.0)
+    assert len(pages) >= 2
+    assert Rates.of(scraper.understood(pages)).running == 1
 
 
 def test_where_engines_run_is_written_whole_and_removed(tmp_path):

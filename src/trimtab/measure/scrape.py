@@ -41,8 +41,8 @@ class Scraper:
 
     async def window(self, window_s: float, every_s: float) -> list[Page]:
         """What it says over a window: at its begin, at its end, each `every_s` seconds. Raises UpstreamError."""
-        began, pages = self._now(), [await self.page()]
-        while (left_s := began + window_s - self._now()) > 0:
+        pages = [await self.page()]  # however long that took: the window begins with its answer
+        while (left_s := pages[0].at + window_s - self._now()) > 0:
             await asyncio.sleep(min(every_s, left_s))
             pages.append(await self.page())
         return pages
