@@ -47,7 +47,7 @@ def state(rates):
         ("vllm-two-of-sixteen", 16, State.HEALTHY),
         ("vllm-all-slots-decode", 16, State.COMPUTE),
         ("vllm-more-than-slots", 16, State.QUEUE),
-        ("vllm-more-than-slots", None, State.QUEUE),  # that it stands at its limit is seen without knowing the limit
+        ("vllm-more-than-slots", None, State.QUEUE),
         ("vllm-kv-full", 16, State.MEMORY),
         ("vllm-kv-full", None, State.MEMORY),
         ("vllm-long-prompts", 256, State.COMPUTE),
@@ -69,7 +69,7 @@ def test_provoked_states_are_named(name, slots, wanted):
 def test_an_engine_whose_limit_nobody_knows_is_not_called_compute_bound():
     said = diagnose(recorded("vllm-all-slots-decode"))
     assert said.state is State.HEALTHY
-    assert "16 ran at every look; how many may run at once it does not say" in said.evidence[0]
+    assert "16 ran; how many may run at once it does not say" in said.evidence[0]
 
 
 def test_rates_of_a_recording():
@@ -94,7 +94,7 @@ def test_rates_are_differences_and_gauges_are_means():
         first=counters | spec[0] | {"queue": Total(1.0, 10)},
         last=later | spec[1] | {"queue": Total(4.0, 16)},
     )
-    assert rates.window_s == 5.0 and rates.running == 2.0 and not rates.stands
+    assert rates.window_s == 5.0 and rates.running == 2.0
     assert (rates.prefill_tokens_s, rates.decode_tokens_s, rates.preemptions_s) == (20.0, 10.0, 1.0)
     assert (rates.prefix_hit_share, rates.acceptance, rates.tokens_per_draft) == (0.75, 0.75, 1.5)
     assert rates.queue_s == 0.5 and rates.ttft_s is None
@@ -130,6 +130,14 @@ def test_rates_are_differences_and_gauges_are_means():
 )
 def test_made_windows(gauges, wanted):
     assert state(window(**gauges)) is wanted
+
+
+def test_without_the_limit_the_work_tells_what_waits_for_what():
+    waits = {"running": 8.0, "waiting": 5.0, "kv_usage": 0.1, "first": {"prefill_tokens": 0, "generated_tokens": 0}}
+    assert state(window(**waits, last={"prefill_tokens": 95, "generated_tokens": 5})) is State.COMPUTE
+    assert state(window(**waits, last={"prefill_tokens": 85, "generated_tokens": 15})) is State.QUEUE
+    full = {"slots": 8, "last": {"prefill_tokens": 95, "generated_tokens": 5}}
+    assert state(window(**waits, **full)) is State.QUEUE
 
 
 def test_memory_comes_before_the_queue():

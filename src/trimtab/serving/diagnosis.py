@@ -32,17 +32,17 @@ class State(StrEnum):
     UNKNOWN = "unknown"
 
 
-# Published: llm-d's guide to model server metrics calls a KV cache above 0.9 nearly full (requests may be preempted);
-# its workload autoscaler calls a replica saturated from 0.8 on, and scales. We name a state, not a wish to scale: 0.9.
+# Published: llm-d's guide to model server metrics calls a KV cache above 0.9 nearly full, with evictions to come; its
+# workload autoscaler (v0.7) adds replicas from 0.8 on. We name a state and no wish to scale: 0.9.
 _KV_FULL: Final = 0.9
-# In a window of real vLLM with steady load a step's admission shows as one request that waits in one of ten looks; a
-# queue shows in all of them.
+# In the recorded windows a queue stood at every look or at none; half leaves room for load that comes and goes.
 _WAITS: Final = 0.5
-# With all slots of SmolLM2 decoding on two processors a stream has a third of a lone one's speed (facts of the embedded
-# engine: 196 tokens/s over eight streams, 72 at one), so the machine is what is short; at half of them it has room.
+# SmolLM2 on two processors made 75 tokens/s for one stream and 173 for four: near the number of its slots an engine makes
+# all streams slower, and the next burst waits. Not 1, since a request that ends leaves its slot free for a look.
 _SLOTS_TAKEN: Final = 0.8
-# vLLM refills a slot in the step in which it becomes free, so at its limit `running` stands still.
-_STANDS: Final = 0.05
+# A prompt's token costs a step as much as an answer's. Above this share of the tokens computed, prompts fill the steps;
+# recorded: 0.02 where slots were the limit, above 0.99 where prompts of 3,000 tokens were.
+_PROMPTS: Final = 0.9
 _IDLE: Final = 0.1  # share of looks at which anything ran
 
 
@@ -59,7 +59,6 @@ class Rates(msgspec.Struct, frozen=True, kw_only=True):
     waiting: float
     slots: int | None
     running_full: float  # the mean at the looks at which a request waited; of all, if none did
-    stands: bool  # it hardly moved there
     kv_usage: float | None
     kv_fullest: float | None
     prefill_tokens_s: float | None
@@ -101,7 +100,6 @@ class Rates(msgspec.Struct, frozen=True, kw_only=True):
             waiting=_mean(waiting),
             slots=last.slots or slots,
             running_full=_mean(full),
-            stands=max(full) - min(full) <= _STANDS * max(full),
             kv_usage=_mean_known([one.kv_usage for one in readings]),
             kv_fullest=_mean_known([one.kv_fullest for one in readings]),
             prefill_tokens_s=change.rate(_prefill),
@@ -206,12 +204,10 @@ def _state(rates: Rates) -> tuple[State, str]:
     full = rates.slots is not None and rates.running_full >= _SLOTS_TAKEN * rates.slots
     if waits:
         queue = f"{_few(rates.waiting)} requests waited while the KV cache had room"
-        if full or (rates.slots is None and rates.stands):
+        if full or (rates.slots is None and _prompt_share(rates) < _PROMPTS):
             return State.QUEUE, f"{queue}: {_of_slots(rates)}"
-        return (
-            State.COMPUTE,
-            f"{queue} and so had the slots: prompts wait for their part of a step ({_of_slots(rates)})",
-        )
+        prompts = f"{_prompt_share(rates):.0%} of what it computes are prompts ({_of_slots(rates)})"
+        return State.COMPUTE, f"{queue}: {prompts}"
     if full:
         return State.COMPUTE, f"all is decoding and nothing waits: {_of_slots(rates)}"
     unsaid = "" if rates.slots else "; how many may run at once it does not say"
@@ -238,11 +234,15 @@ def _memory(rates: Rates, waits: bool) -> str:
     return ""
 
 
+def _prompt_share(rates: Rates) -> float:
+    """Of the tokens that it computed, those of prompts."""
+    prefill, decode = rates.prefill_tokens_s or 0.0, rates.decode_tokens_s or 0.0
+    return prefill / (prefill + decode) if prefill else 0.0
+
+
 def _of_slots(rates: Rates) -> str:
     ran = _few(rates.running_full)
-    if rates.slots is not None:
-        return f"{ran} of {rates.slots} slots taken"
-    return f"{ran} ran at every look" if rates.stands else f"{ran} ran on average"
+    return f"{ran} ran" if rates.slots is None else f"{ran} of {rates.slots} slots taken"
 
 
 def _few(count: float) -> str:
