@@ -37,8 +37,8 @@ class State(StrEnum):
 _KV_FULL: Final = 0.9
 # In the recorded windows a queue stood at every look or at none; half leaves room for load that comes and goes.
 _WAITS: Final = 0.5
-# SmolLM2 on two processors made 75 tokens/s for one stream and 173 for four: near the number of its slots an engine makes
-# all streams slower, and the next burst waits. Not 1, since a request that ends leaves its slot free for a look.
+# SmolLM2 on two processors made 75 tokens/s for one stream and 173 for four: near the number of its slots an engine
+# makes all streams slower, and the next burst waits. Not 1, since a request that ends leaves its slot free for a look.
 _SLOTS_TAKEN: Final = 0.8
 # A prompt's token costs a step as much as an answer's. Above this share of the tokens computed, prompts fill the steps;
 # recorded: 0.02 where slots were the limit, above 0.99 where prompts of 3,000 tokens were.
