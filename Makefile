@@ -4,7 +4,7 @@ PY ?= $(shell tools/pick-python)
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test check lock bench-gate bench-gate-quants bench-judge-trial bench-overhead bench-placement bench-promise bench-quantization bench-replay bench-replay-referee bench-route bench-route-live bench-route-sessions bench-semantic bench-semantic-latency bench-shadow-live bench-telemetry bench-traces clean
+.PHONY: help demo test check lock bench-diagnosis bench-gate bench-gate-quants bench-judge-trial bench-overhead bench-placement bench-promise bench-quantization bench-replay bench-replay-referee bench-route bench-route-live bench-route-sessions bench-semantic bench-semantic-latency bench-shadow-live bench-telemetry bench-traces clean
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 24
 
@@ -89,6 +89,9 @@ bench-placement: $(VENV)/.dev ## which replica gets a request, on simulated repl
 bench-semantic-latency: $(VENV)/.dev ## how long a look-up takes among 100,000 and 1,000,000 questions: DATA=folder (ten minutes)
 	@test -n "$(DATA)" || { echo "say where the questions are: make bench-semantic-latency DATA=folder (see bench/README.md)"; exit 2; }
 	@$(BIN)/python bench/semantic_latency.py --data $(DATA)
+
+bench-diagnosis: $(VENV)/.dev ## four states provoked on the embedded engine: is each named right (under a minute)
+	@$(BIN)/python bench/diagnosis.py
 
 bench-shadow-live: $(VENV)/.dev ## a candidate turns bad in a live A/B test: when is it switched off (a minute)
 	@$(BIN)/python bench/shadow_live.py

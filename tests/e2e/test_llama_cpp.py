@@ -19,6 +19,7 @@ import pytest
 from trimtab import wheels
 from trimtab.engines.llama_cpp import BUILT_IN, Config
 from trimtab.engines.llama_cpp import weights as fetching
+from trimtab.serving.readings import Kind, Page, Reading, read
 
 CONTEXT_TOKENS = 1024
 PARALLEL = 4
@@ -200,6 +201,24 @@ def test_more_requests_than_slots_leave_health_and_metrics_reachable(engine: Eng
     assert engine.call("GET", "/health") == (200, '{"status":"ok"}')
     for client in clients:
         client.close()
+    wait_until(lambda: not engine.busy())
+
+
+def test_what_it_says_of_itself_is_understood(engine: Engine) -> None:
+    def reading() -> Reading:
+        return read(Page(0.0, engine.call("GET", "/metrics")[1], engine.call("GET", "/slots")[1]))
+
+    before = reading()
+    assert (before.kind, before.slots, before.context_tokens) == (Kind.LLAMA_CPP, PARALLEL, CONTEXT_TOKENS)
+    assert None not in (before.prefill_tokens, before.cached_tokens, before.draft_tokens, before.steps)
+    body = json.dumps({"messages": COLOUR, "stream": True, "max_tokens": 900, "ignore_eos": True}).encode()
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", engine.port)) as client:
+        client.sendall(head % len(body) + body)
+        # Tokens of a request that still runs, which /metrics alone would not have.
+        wait_until(lambda: reading().generated_tokens > before.generated_tokens + 4)
+        now = reading()
+        assert now.running == 1 and 0 < now.kv_usage < now.kv_fullest < 1
     wait_until(lambda: not engine.busy())
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any, Literal
 
 import anthropic
 import openai
 import pytest
+from click.testing import CliRunner
 from gateway_process import Gateway, MakeGateway, new_id
 from pydantic import BaseModel
+
+from trimtab.cli import main
 
 MODEL = "smollm2-135m-instruct"
 WEATHER = {"type": "object", "properties": {"city": {"type": "string"}}}
@@ -127,3 +131,12 @@ def test_cache_hit(oai: openai.OpenAI) -> None:
 
 def test_the_model_is_listed(oai: openai.OpenAI) -> None:
     assert MODEL in {m.id for m in oai.models.list()}
+
+
+def test_engine_status_finds_the_engine(gateway: Gateway) -> None:
+    done = CliRunner().invoke(
+        main, ["engine", "status", "--data-dir", str(gateway.data_dir), "--window", "0.5", "--json"]
+    )
+    (said,) = [json.loads(line) for line in done.output.splitlines()]
+    assert done.exit_code == 0
+    assert (said["state"], said["rates"]["kind"], said["rates"]["slots"]) == ("idle", "llama_cpp", 8)

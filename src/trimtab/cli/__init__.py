@@ -30,7 +30,10 @@ COMMANDS = {
     "gate": ("trimtab.cli.gate:gate", "Did quality survive? Pass, fail or undecided, by stratum."),
     "route": ("trimtab.cli.route:route", "Train a router: which requests the cheap model gets right."),
     "bench": ("trimtab.cli.bench:bench", "Measure a lever on data of your own, before it is switched on."),
-    "engine": ("trimtab.cli.engine:engine", "Prepare models for the embedded engine."),
+    "engine": (
+        "trimtab.cli.engine:engine",
+        "How engines do and what holds them back; smaller models for the embedded one.",
+    ),
     "demo": ("trimtab.cli.demo:demo", "Replay real questions, levers off, then on, and compare."),
 }
 

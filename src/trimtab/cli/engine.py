@@ -1,4 +1,4 @@
-"""`trimtab engine`: models for the engines that run on this machine."""
+"""`trimtab engine`: models for the engines that run on this machine, and how engines do."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from trimtab.cli.engine_status import status
 from trimtab.cli.ledger_view import plain_table, terminal
 from trimtab.cli.speculate import speculate_bench
 from trimtab.errors import BadRequest
@@ -21,7 +22,10 @@ if TYPE_CHECKING:
 
 @click.group()
 def engine() -> None:
-    """Models for the engines that run on this machine."""
+    """Models for the engines that run on this machine, and how engines do."""
+
+
+engine.add_command(status)
 
 
 engine.add_command(speculate_bench)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import logging
 import os
@@ -18,6 +19,7 @@ import click
 from trimtab import config as configuration
 from trimtab.config import Config
 from trimtab.errors import ConfigError, StoreError
+from trimtab.stores import engines_up
 from trimtab.supervise import GIVE_UP, Child, Context, Supervisor
 
 _log = logging.getLogger("trimtab")
@@ -86,7 +88,12 @@ class _Serve:
         children += [
             Child(f"engine {name}", self._engine(name), _ENGINES) for name in configuration.own_processes(self._config)
         ]
-        return Supervisor(children, on_reload=self._reload, on_ready=self._announce).run()
+        self._tell_engines()
+        try:
+            return Supervisor(children, on_reload=self._reload, on_ready=self._announce).run()
+        finally:
+            with contextlib.suppress(OSError):
+                engines_up.remove(Path(server.data_dir))
 
     def _similar_name(self) -> str:
         return "semantic cache" if configuration.is_used(self._config, "semantic_cache") else "comparison of answers"
@@ -134,6 +141,17 @@ class _Serve:
                 module = configuration.find("engines", self._config.engines[name].kind)
                 holder, self._ports[name] = module.reserve_port()
                 self._holders.append(holder)
+
+    def _tell_engines(self) -> None:
+        """Where the engines listen, for `trimtab engine status`."""
+        engines = [
+            engines_up.EngineUp(name, self._config.engines[name].kind, f"http://127.0.0.1:{port}")
+            for name, port in self._ports.items()
+        ]
+        try:
+            engines_up.write(Path(self._config.server.data_dir), engines)
+        except OSError as exc:
+            _log.warning("`trimtab engine status` will not find the engines: %s", exc)
 
     def _ingester(self, context: Context) -> None:
         from trimtab.app import Turn, run_ingester
