@@ -11,7 +11,17 @@ import msgspec
 import pytest
 
 from trimtab import config as configuration
-from trimtab.config import Config, EngineConfig, find, hash_key, load, new_key, restart_needed, with_server
+from trimtab.config import (
+    AdmissionConfig,
+    Config,
+    EngineConfig,
+    find,
+    hash_key,
+    load,
+    new_key,
+    restart_needed,
+    with_server,
+)
 from trimtab.config.problems import index_lines
 from trimtab.config.registry import known
 from trimtab.engines import llama_cpp
@@ -62,7 +72,7 @@ def test_nothing_at_all_serves_the_embedded_model(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = load(None, {"HOME": "/home/somebody"})
     assert config.source == "built-in defaults"
-    assert config.engines == {"local": EngineConfig("llama_cpp", llama_cpp.Config())}
+    assert config.engines == {"local": EngineConfig("llama_cpp", llama_cpp.Config(), AdmissionConfig(8))}
     assert [(name, model.engine, model.name) for name, model in config.models.items()] == [
         ("smollm2-135m-instruct", "local", "smollm2-135m-instruct")
     ]
