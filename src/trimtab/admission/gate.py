@@ -215,5 +215,5 @@ class Gate:
         if why == "share":
             said = f"{asking.tenant} has more than its share of engine {self._engine}: a wait of {wait_s:.3g} s; {line}"
             return RateLimited(f"{said}; send less at once, or again in {again_s} s", retry_after_s=again_s)
-        said = f"{line}: a wait of {wait_s:.3g} s is more than the {patience_s:.3g} s that are allowed"
+        said = f"{line}: a wait of {wait_s:.3g} s is to be expected, at least, where {patience_s:.3g} s are allowed"
         return Overloaded(f"{said}; try again in {again_s} s", retry_after_s=again_s)
