@@ -3,6 +3,7 @@
 The rule is AIMD (additive increase, multiplicative decrease; Chiu and Jain 1989) on a latency target, as Clipper uses
 it for batch sizes (Crankshaw et al., NSDI 2017) and Netflix' concurrency-limits for calls (`AIMDLimit`): a tenth less
 when more than a tenth of a window's first tokens come too late, one more when they come in time and somebody waits.
+Until they come too late for the first time it doubles instead (slow start; Jacobson 1988).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Final
 
 _START: Final = 8.0
 _MOST: Final = 1024.0
+_SLOW_START: Final = 2.0
 _LESS: Final = 0.9
 _LATE_SHARE: Final = 0.1
 _LEAST_WINDOW: Final = 10  # calls
@@ -53,7 +55,8 @@ class AdaptiveLimit(Limit):
             self._begin_window()
         elif self._heard >= window:
             if self._felt:
-                self.value = min(_MOST, self.value + 1)
+                unknown = self._since < 0  # slow start: nothing came too late yet
+                self.value = min(_MOST, self.value * _SLOW_START if unknown else self.value + 1)
             self._begin_window()
 
     def _begin_window(self) -> None:
