@@ -421,7 +421,7 @@ def show(result: dict[str, Any]) -> None:
     for row in result["simulated_auto"]:
         low, high = row["limit_after_30_s"]
         print(
-            f"simulated, max_concurrency = auto, {row['slots']} slots, target {row['target_s']} s: limit {low} to {high}, "
+            f"simulated, auto, {row['slots']} slots, target {row['target_s']} s: a limit of {low} to {high}, "
             f"{row['served_of_fixed']:.1%} of what {row['slots']} serve"
         )
 
