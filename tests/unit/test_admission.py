@@ -112,6 +112,21 @@ def test_nobody_saves_up_turns_by_being_away():
     assert world.serve_all()[:4] == ["late", "busy", "late", "busy"]
 
 
+def test_nobody_saves_up_turns_during_a_long_call():
+    world = World(2)
+    long = world.ask("slow")
+    world.at_engine.clear()  # it stays
+    for _ in range(8):
+        world.ask("busy")
+    for _ in range(4):
+        world.serve()
+    world.order.clear()
+    for _ in range(4):
+        world.ask("slow")
+    assert "busy" in world.serve_all()[:3]
+    assert (long.began, world.gate.running) == (0.0, 1)
+
+
 def test_debts_are_forgotten_when_nobody_is_there():
     world = World()
     world.ask("a", cost=1e6)
@@ -204,6 +219,15 @@ def test_batch_has_its_routes_patience_only():
         world.ask("night", batch=True, patience_s=2.0)
 
 
+def test_batch_expects_to_wait_for_all_that_is_interactive():
+    world = measured()
+    for _ in range(5):
+        world.ask("day")
+    world.ask("day", patience_s=12.0)
+    with pytest.raises(Overloaded, match="a wait of 6 s is to be expected"):
+        world.ask("night", batch=True, patience_s=10.0)
+
+
 def test_predictions_learn_from_how_long_requests_really_waited():
     world = measured(max_wait_s=20.0)
     for _ in range(60):
@@ -286,6 +310,7 @@ def test_the_limit_is_never_below_one():
     for turn in range(50):
         hear(limit, True, True, began=10.0 + turn, now=10.0 + turn)
     assert limit.slots == 1
+    assert hear(limit, *[False] * 10, began=100.0) == 2  # and not far below it, from where the way back is long
     assert Limit(0.2).slots == 1
 
 

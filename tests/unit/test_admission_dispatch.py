@@ -112,6 +112,19 @@ async def test_the_first_failure_is_told_where_a_retry_gets_no_place():
     assert (row.status, row.end, len(row.attempts)) == (502, "error", 1)
 
 
+async def test_a_retrys_wait_lies_between_attempts_and_is_counted_once():
+    world = Queued(Engine("one", UpstreamUnreachable("reset"), buffered()))
+
+    async def sleep(_):
+        place = await world.taken()
+        asyncio.get_running_loop().call_later(0.01, place.leave)
+
+    world.dispatcher._sleep = sleep
+    row = await world.run(Attempt(A), RETRY)
+    assert (row.end, len(row.attempts)) == ("ok", 2)
+    assert row.stages["queue"] == pytest.approx(0.001)  # the clock's next tick: the first attempt did not wait
+
+
 async def test_calls_that_no_client_waits_for_are_batch():
     seen = []
     world = Queued(Engine("one", buffered(), buffered(), buffered()))

@@ -22,7 +22,7 @@ def test_stages_of_the_application():
 @pytest.mark.parametrize(("word", "priority"), [("batch", "batch"), ("interactive", ""), ("", "")])
 def test_who_waits_for_the_answer(word, priority):
     head = Head([(b"x-trimtab-priority", word.encode())])
-    assert scope_of("t", head.ours) == Scope("t", priority=priority)
+    assert scope_of("t", head.ours | {"route": ""}) == Scope("t", priority=priority)
     assert head.forward == []
 
 

@@ -128,7 +128,7 @@ class Gate:
         """A place: it runs if `began` is set, else `turn` is called when it does. Raises as the method `turn` does."""
         place = Place(self, asking, self._clock.mono())
         lines = self._lines[asking.batch]
-        if self._has_room(asking.batch) and not self._lines[False] and not lines:
+        if self._has_room(asking.batch) and not lines:  # while interactive ones wait there is no room
             lines.start(asking.tenant, asking.cost)
             self._begin(place)
             return place
@@ -167,8 +167,6 @@ class Gate:
                 self._learn(place)
                 if place.turn is not None:
                     place.turn()
-            if lines:
-                return
 
     def _has_room(self, batch: bool) -> bool:
         slots = self.limit.slots

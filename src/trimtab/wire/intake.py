@@ -31,6 +31,7 @@ _SCOPE_FIELDS = (
 _OUR_HEADERS = {(_OURS.decode() + name.replace("_", "-")).encode(): name for name in _SCOPE_FIELDS}
 _PURPOSES = ("", "eval")
 _PRIORITIES = ("", "interactive", "batch")
+_USUAL = ("priority", "interactive")
 _CACHE_WORDS = ("", "off", "refresh", "public")
 _MAX_VALUE = 256  # characters of one scope field: they are stored with every row
 
@@ -228,5 +229,5 @@ def scope_of(tenant: str, said: Mapping[str, str]) -> Scope:
             f"unknown field {min(unknown)!r}; known: {', '.join(_SCOPE_FIELDS)}",
             param=f"metadata.trimtab.{min(unknown)}",
         )
-    fields = {name: value for name, value in said.items() if value not in ("", "interactive") or name != "priority"}
+    fields = {name: value for name, value in said.items() if value and (name, value) != _USUAL}
     return Scope(tenant, **fields)
