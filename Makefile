@@ -4,7 +4,7 @@ PY ?= $(shell tools/pick-python)
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test check lock bench-diagnosis bench-gate bench-gate-quants bench-judge-trial bench-overhead bench-placement bench-promise bench-quantization bench-replay bench-replay-referee bench-route bench-route-live bench-route-sessions bench-semantic bench-semantic-latency bench-shadow-live bench-telemetry bench-traces clean
+.PHONY: help demo test check lock bench-admission bench-diagnosis bench-gate bench-gate-quants bench-judge-trial bench-overhead bench-placement bench-promise bench-quantization bench-replay bench-replay-referee bench-route bench-route-live bench-route-sessions bench-semantic bench-semantic-latency bench-shadow-live bench-telemetry bench-traces clean
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 24
 
@@ -34,6 +34,9 @@ lock: ## refresh the locks (needs uv); they hold hashes and name no host
 	  --extra semantic pyproject.toml -o requirements.lock
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate \
 	  -c requirements.lock --group dev pyproject.toml -o requirements-dev.lock
+
+bench-admission: $(VENV)/.dev ## is the queue in front of an engine fair, and what is left of goodput under overload (four minutes)
+	@$(BIN)/python bench/admission.py
 
 bench-gate-quants: $(VENV)/.dev ## which quantization of the embedded model may serve: the gate on the real engine (under twenty minutes)
 	@$(BIN)/python bench/gate_quants.py

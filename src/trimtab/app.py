@@ -64,6 +64,7 @@ def build_gateway(config: Config, shared: Shared, ports: Ports, env: Mapping[str
     engines = engines_of(config, ports, env)
     prices = Prices.of_tables(config.prices, config.models)
     dispatcher = Dispatcher(engines, shared.journal, shared.clock, max_response_bytes=config.server.max_response_bytes)
+    dispatcher.gates = assembly.gates(config, shared)
     policies = _capture_policies(config, env)
     shared.captures.use(policies)
     cost = assembly.quick_cost(prices, shared)

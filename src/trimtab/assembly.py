@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from trimtab import config as configuration
-from trimtab.config import Config
+from trimtab.admission import Gate, GateTerms
+from trimtab.config import AdmissionConfig, Config
 from trimtab.levers import ab, exact_cache, place, policy, route, semantic_cache
 from trimtab.pipeline import Pipeline
 from trimtab.ports import AskAside, AskJudge, Lever
@@ -21,6 +23,7 @@ from trimtab.routing.router import Head
 from trimtab.shadow import Calls, Terms, Watch
 from trimtab.types import Dialect, Plan, Purpose, Record, Reply, Request, Target, Usage
 from trimtab.wire.gateway import Shared
+from trimtab.wire.metrics import Metrics
 from trimtab.wire.targets import Targets
 
 QuickCost = Callable[[str, str, str, Usage, float], int | None]
@@ -133,6 +136,46 @@ def levers(
             )
         )
     return sorted(found, key=lambda lever: lever.slot), watch
+
+
+def gates(config: Config, shared: Shared) -> dict[str, Gate]:
+    """The queues in front of engines. Those that a reload keeps go on with who runs and who waits."""
+    metrics, kept = shared.metrics, {}
+    for name, engine in config.engines.items():
+        terms = _gate_terms(engine.admission, config.server.workers)
+        if terms is None:
+            continue
+        gate = shared.gates.get(name)
+        if gate is None:
+            refused = partial(_refused, metrics, name)
+            gate = Gate(name, terms, shared.clock, refused)
+        else:
+            gate.use(terms)
+        kept[name] = gate
+    for name in shared.gates.keys() - kept.keys():
+        for figure in ("waiting", "running", "limit"):
+            metrics.set(f"trimtab_queue_{figure}", 0, name)
+    shared.gates.clear()
+    shared.gates.update(kept)
+    return kept
+
+
+def _gate_terms(admission: AdmissionConfig, workers: int) -> GateTerms | None:
+    """What holds for one worker; None without a queue."""
+    most = admission.max_concurrency
+    if not most:
+        return None
+    return GateTerms(
+        most=None if most == "auto" else -(-most // workers),
+        target_s=admission.target_ttft_ms / 1000,
+        max_wait_s=admission.max_wait_s,
+        batch_share=admission.batch_share,
+        weights=admission.weights,
+    )
+
+
+def _refused(metrics: Metrics, engine: str, reason: str) -> None:
+    metrics.add(("trimtab_queue_refused_total", engine, reason))
 
 
 def settings_of_lever(config: Config, lever: str) -> Callable[[str], Any]:

@@ -50,8 +50,8 @@ class Call:
     """
 
     __slots__ = (
-        "_desk", "_mark", "_task", "at_end", "attempt", "deadline", "engine", "finish", "first_s", "flight",
-        "last_at", "machine_s", "model", "n", "reply", "start_s", "usage", "usage_source", "whole",
+        "_desk", "_mark", "_task", "at_end", "attempt", "deadline", "engine", "expired", "finish", "first_s",
+        "flight", "last_at", "machine_s", "model", "n", "reply", "start_s", "usage", "usage_source", "whole",
     )  # fmt: skip
 
     def __init__(self, desk: Desk, flight: Flight, attempt: Attempt, engine: Engine, task: asyncio.Task[None]) -> None:
@@ -70,6 +70,7 @@ class Call:
         self.whole = False  # the reply came to its own end
         self.at_end = False  # its body ended, with or without its end mark
         self.machine_s = 0.0
+        self.expired = False  # a deadline of ours ended it
 
     def __enter__(self) -> Call:
         desk, limits = self._desk, self.attempt.timeouts
@@ -95,6 +96,7 @@ class Call:
                 end, error = End.CANCELLED, "the client left"
                 if deadline.expired:
                     deadline.task.uncancel()
+                    self.expired = True
                     end, error = End.TIMEOUT, _late(deadline, self.attempt.timeouts, self.attempt.target)
                     late = UpstreamTimeout(error)
         desk.hang_up(self)

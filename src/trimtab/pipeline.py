@@ -20,7 +20,7 @@ from typing import Any, Protocol, cast
 from msgspec import structs
 
 from trimtab.dispatch import STREAM_HEADERS, Dispatcher, unstreamed, whole_answer
-from trimtab.errors import TrimtabError, UpstreamCut, UpstreamStatus
+from trimtab.errors import Overloaded, TrimtabError, UpstreamCut, UpstreamStatus
 from trimtab.flight import Finish, Flight, Header, Message, SharedCall
 from trimtab.ports import Accepts, Clock, Journal, Lever, Sink
 from trimtab.protocols import CODECS
@@ -348,7 +348,8 @@ class Pipeline:
             if flight.end is End.OK:
                 flight.end = End.ERROR
         else:
-            flight.end = End.ERROR if error.status >= 500 else End.REFUSED
+            refused = error.status < 500 or isinstance(error, Overloaded)
+            flight.end = End.REFUSED if refused else End.ERROR
         if flight.started:
             event = codec.error_event(error.status, error.code, error.message, error.param, request.id)
             return Finish(flight.status, None, event, cut=True)

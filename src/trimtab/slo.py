@@ -13,7 +13,7 @@ from typing import Final
 
 import msgspec
 
-from trimtab.errors import BadRequest
+from trimtab.errors import BadRequest, Overloaded
 from trimtab.ledger import per_token_s
 from trimtab.types import End, Record
 
@@ -113,11 +113,11 @@ class Alarm(msgspec.Struct, frozen=True):
 def judge(record: Record, slo: Slo) -> bool | None:
     """Whether a request was good; None where it says nothing about the service.
 
-    That are requests whose client was wrong (4xx but 408 and 429), or left before a limit had passed. Limits on tokens
-    are for streams.
+    That are requests whose client was wrong (4xx but 408 and 429), left before a limit had passed, or used up its own
+    share; one that was refused because there was too much to do is bad. Limits on tokens are for streams.
     """
     if record.end == End.REFUSED:
-        return None
+        return False if record.status == Overloaded.status else None
     ttft_s = tpot_s = 0.0
     if record.stream:
         ttft_s = record.total_s if record.ttft_s is None else record.ttft_s

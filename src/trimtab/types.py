@@ -97,7 +97,10 @@ NO_USAGE = Usage()
 
 
 class Scope(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
-    """Who asks, for what, under which versions: all but session, workflow, cache and purpose is in every cache key."""
+    """Who asks, for what, under which versions.
+
+    All is in every cache key, but session, workflow, cache, purpose and priority.
+    """
 
     tenant: str
     route: str = "default"
@@ -110,6 +113,7 @@ class Scope(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     policy_version: str = ""
     cache: str = ""  # "", "off", "refresh" or "public": what the client asks of the caches
     purpose: str = ""  # "eval" of a client, "shadow" or "judge" of ours: on nobody's bill. "" is serving
+    priority: str = ""  # "batch" where no user waits
 
 
 class Request(msgspec.Struct, frozen=True, gc=False):

@@ -317,5 +317,5 @@ def test_users_who_share_similar_answers_share_nothing_else(similar, drawn):
 
 
 def test_every_part_of_the_scope_is_among_the_changes():
-    free = {"tenant", "session", "workflow", "cache", "purpose"}
+    free = {"tenant", "session", "workflow", "cache", "purpose", "priority"}
     assert set(Scope.__struct_fields__) - free == set(SCOPE)

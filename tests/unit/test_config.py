@@ -11,7 +11,17 @@ import msgspec
 import pytest
 
 from trimtab import config as configuration
-from trimtab.config import Config, EngineConfig, find, hash_key, load, new_key, restart_needed, with_server
+from trimtab.config import (
+    AdmissionConfig,
+    Config,
+    EngineConfig,
+    find,
+    hash_key,
+    load,
+    new_key,
+    restart_needed,
+    with_server,
+)
 from trimtab.config.problems import index_lines
 from trimtab.config.registry import known
 from trimtab.engines import llama_cpp
@@ -62,7 +72,7 @@ def test_nothing_at_all_serves_the_embedded_model(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = load(None, {"HOME": "/home/somebody"})
     assert config.source == "built-in defaults"
-    assert config.engines == {"local": EngineConfig("llama_cpp", llama_cpp.Config())}
+    assert config.engines == {"local": EngineConfig("llama_cpp", llama_cpp.Config(), AdmissionConfig(8))}
     assert [(name, model.engine, model.name) for name, model in config.models.items()] == [
         ("smollm2-135m-instruct", "local", "smollm2-135m-instruct")
     ]
@@ -243,6 +253,16 @@ retries = 0
         config.lever_settings("nothing", "a")
 
 
+def test_the_queue_in_front_of_an_engine(read):
+    assert read(OPENAI).engines["openai"].admission.max_concurrency == 0
+    own = "[engines.mine]\nkind = 'llama_cpp'\nparallel = 3\n"
+    assert read(own).engines["mine"].admission.max_concurrency == 3
+    assert read(own + "admission = { max_concurrency = 0 }").engines["mine"].admission.max_concurrency == 0
+    table = "[engines.openai.admission]\nmax_concurrency = 'auto'\ntarget_ttft_ms = 800\nweights = { acme = 2.5 }\n"
+    admission = read(OPENAI + table).engines["openai"].admission
+    assert admission == AdmissionConfig("auto", 800.0, weights={"acme": 2.5})
+
+
 def test_a_configuration_made_by_hand_has_lever_defaults():
     assert Config().lever_settings("exact_cache", "default") == exact_cache.Config()
 
@@ -327,6 +347,31 @@ MISTAKES = [
         "[engines.c]\nkind = 'anthropic_http'\nbase_url = 'https://api.anthropic.com/v1'",
         '3: engines.c.base_url: must not end in /v1 (it is added); write "https://api.anthropic.com"',
     ),
+    (
+        OPENAI + "[engines.openai.admission]\nmax_wait_s = 3",
+        "4: engines.openai.admission.max_concurrency: is missing; add max_concurrency = 32 or another number of",
+    ),
+    (
+        OPENAI + "[engines.openai.admission]\nmax_concurrency = 'fast'",
+        '5: engines.openai.admission.max_concurrency: must be a whole number from 0 (no queue) to 4096, or "auto", not',
+    ),
+    (
+        OPENAI + "[engines.openai.admission]\nmax_concurrency = 'auto'",
+        '4: engines.openai.admission.target_ttft_ms: is missing; max_concurrency = "auto" follows it: add target',
+    ),
+    (
+        OPENAI + "[engines.openai.admission]\nmax_concurrency = 5\ntarget_ttft_ms = 100",
+        '6: engines.openai.admission.target_ttft_ms: is followed by max_concurrency = "auto" only, not by 5; take',
+    ),
+    (
+        OPENAI + "[engines.openai.admission]\nmax_concurrency = 5\n[engines.openai.admission.weights]\nacme = 0",
+        "7: engines.openai.admission.weights.acme: must be a number, more than 0 and at most 1000, not 0",
+    ),
+    (
+        OPENAI + "[engines.openai.admission]\nmax_concurrency = 5\nweights = { 'a b' = 1 }",
+        '6: engines.openai.admission.weights."a b": odd name "a b"; use up to 64 letters',
+    ),
+    (OPENAI + "admission = 4", "4: engines.openai.admission: must be a table, not 4; write [engines.openai.admission]"),
     (OPENAI + "ca_file = 'none.pem'", "4: engines.openai.ca_file: cannot read none.pem (No such file or directory)"),
     (OPENAI + "ca_file = 'trimtab.toml'", "4: engines.openai.ca_file: trimtab.toml holds no PEM certificate"),
     (OPENAI + "accept_any_model = false", "1: engines: no model can be served; add a table [models.NAME]"),
@@ -567,6 +612,7 @@ def test_find_gives_the_module():
         ("", "[engines.aws]\nkind = 'bedrock'\nregion = 'eu'\n[models.m]\nengine = 'aws'", ["engines.local"]),
         (OPENAI, OPENAI.replace("api.", "b."), []),
         ("[engines.e]\nkind = 'llama_cpp'", "[engines.e]\nkind = 'llama_cpp'\nthreads = 3", ["engines.e"]),
+        ("[engines.e]\nkind = 'llama_cpp'", "[engines.e]\nkind = 'llama_cpp'\nadmission = { max_concurrency = 3 }", []),
         ("[routes.r]\nretries = 1", "[routes.s]\nretries = 1\n[levers.exact_cache]\nttl_s = 5", []),
         ("", "[levers.exact_cache]\nmax_bytes = 2000000\nttl_s = 5", ["levers.exact_cache.max_bytes"]),
         ("[levers.throttle]", "[levers.throttle]\nper_minute = 1\ntable_bytes = 2", ["levers.throttle.table_bytes"]),

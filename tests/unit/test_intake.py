@@ -6,7 +6,8 @@ import pytest
 
 from trimtab import trace_context
 from trimtab.errors import BadRequest
-from trimtab.wire.intake import Head, stages_after, stages_in
+from trimtab.types import Scope
+from trimtab.wire.intake import Head, scope_of, stages_after, stages_in
 
 
 def test_stages_of_the_application():
@@ -16,6 +17,19 @@ def test_stages_of_the_application():
     assert head.app_stages == {"retrieval": pytest.approx(0.1305), "rerank": 0.04}
     assert head.forward == [(b"accept", b"*/*")]
     assert head.ours == {}
+
+
+@pytest.mark.parametrize(("word", "priority"), [("batch", "batch"), ("interactive", ""), ("", "")])
+def test_who_waits_for_the_answer(word, priority):
+    head = Head([(b"x-trimtab-priority", word.encode())])
+    assert scope_of("t", head.ours | {"route": ""}) == Scope("t", priority=priority)
+    assert head.forward == []
+
+
+def test_a_priority_that_does_not_exist_is_named():
+    with pytest.raises(BadRequest, match="priority must be interactive or batch, not 'urgent'") as refused:
+        scope_of("t", {"priority": "urgent"})
+    assert refused.value.param == "x-trimtab-priority"
 
 
 TOO_MANY = ",".join(f"y{n};dur=1" for n in range(21))

@@ -39,6 +39,8 @@ def stream(**changes):
         (row("r", total_s=31.0), BATCH, False),
         (row("r", total_s=29.0), BATCH, True),
         (row("r", end="refused", status=404), CHAT, None),
+        (row("r", end="refused", status=429), CHAT, None),  # its own share was used up
+        (row("r", end="refused", status=503), CHAT, False),  # there was too much to do
         (row("r", end="error", status=400), CHAT, None),
         (row("r", end="error", status=429), CHAT, False),
         (row("r", end="error", status=502), CHAT, False),

@@ -13,6 +13,7 @@ from trimtab.config.render import effective, to_toml
 from trimtab.config.routing import router_path
 from trimtab.config.schema import (
     DEFAULT_ROUTE,
+    AdmissionConfig,
     CaptureConfig,
     Config,
     EngineConfig,
@@ -37,6 +38,7 @@ from trimtab.config.tables import NAME_RULE, is_name
 __all__ = [
     "DEFAULT_ROUTE",
     "NAME_RULE",
+    "AdmissionConfig",
     "CaptureConfig",
     "Config",
     "EngineConfig",

@@ -110,6 +110,10 @@ def _field(field: FieldInfo, value: Any, path: Path, problems: Problems) -> tupl
     if isinstance(value, dict) and (item := _struct_by_name(nested)) is not None:
         by_name = {name: decode(item, table, (*path, name), problems) for name, table in value.items()}
         return {name: one for name, one in by_name.items() if one is not None}, True
+    if isinstance(value, dict) and get_origin(nested) is dict:
+        item_field = FieldInfo(field.name, field.encode_name, get_args(nested)[1])
+        read = {name: _field(item_field, part, (*path, name), problems) for name, part in value.items()}
+        return {name: one for name, (one, fine) in read.items() if fine}, True
     if isinstance(value, float) and not math.isfinite(value):
         problems.add(path, f"must be a finite number, not {value}; leave the key out for its default")
         return None, False

@@ -12,8 +12,8 @@ import msgspec
 from trimtab.config.checks import bind_problem, check_whole, resolve_files
 from trimtab.config.problems import Problem, Problems
 from trimtab.config.registry import find
-from trimtab.config.schema import DEFAULT_ENGINE, DEFAULT_ENGINE_KIND, Config, EngineConfig, ModelConfig, Server
-from trimtab.config.tables import read_tables
+from trimtab.config.schema import DEFAULT_ENGINE, DEFAULT_ENGINE_KIND, Config, ModelConfig, Server
+from trimtab.config.tables import read_engines, read_tables
 from trimtab.errors import ConfigError
 
 DEFAULT_FILE = "trimtab.toml"
@@ -111,7 +111,7 @@ def _finish(
     except ConfigError as error:
         problems.add(("engines",), str(error))
     engines = {
-        name: EngineConfig(engine.kind, resolve_files(engine.settings, folder))
+        name: msgspec.structs.replace(engine, settings=resolve_files(engine.settings, folder))
         for name, engine in config.engines.items()
     }
     server = msgspec.structs.replace(config.server, data_dir=data_dir(config.server, env, folder))
@@ -132,7 +132,7 @@ def _with_defaults(config: Config, document: dict[str, Any], problems: Problems)
     """
     engines = dict(config.engines)
     if not document.get("engines"):
-        engines[DEFAULT_ENGINE] = EngineConfig(DEFAULT_ENGINE_KIND, find("engines", DEFAULT_ENGINE_KIND).Config())
+        engines |= read_engines({"engines": {DEFAULT_ENGINE: {"kind": DEFAULT_ENGINE_KIND}}}, problems)
     models = dict(config.models)
     for name, engine in engines.items():
         model_name = getattr(find("engines", engine.kind), "model_name", None)

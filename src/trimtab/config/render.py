@@ -9,7 +9,7 @@ import msgspec
 
 from trimtab.config.problems import dotted
 from trimtab.config.registry import shared_settings
-from trimtab.config.schema import Config, RouteConfig
+from trimtab.config.schema import Config, EngineConfig, RouteConfig
 
 _INLINE = ("timeouts", "price")
 _ESCAPES = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\t": "\\t", "\r": "\\r", "\b": "\\b", "\f": "\\f"}
@@ -26,7 +26,7 @@ def effective(config: Config, *, whole_hashes: bool = False) -> dict[str, Any]:
             key["hash"] = key["hash"][:15] + "..."
     return {
         "server": _plain(config.server),
-        "engines": {name: {"kind": engine.kind, **_plain(engine.settings)} for name, engine in config.engines.items()},
+        "engines": {name: _engine(engine) for name, engine in config.engines.items()},
         "models": {name: _plain(model) for name, model in config.models.items()},
         "routes": {name: _route(route) for name, route in config.routes.items()},
         "levers": {name: _plain(lever) for name, lever in config.levers.items()},
@@ -42,6 +42,10 @@ def to_toml(tables: dict[str, Any]) -> str:
     for name, table in tables.items():
         _write((name,), table, blocks)
     return "\n\n".join(blocks) + "\n"
+
+
+def _engine(engine: EngineConfig) -> dict[str, Any]:
+    return {"kind": engine.kind, **_plain(engine.settings), "admission": _plain(engine.admission)}
 
 
 def _route(route: RouteConfig) -> dict[str, Any]:

@@ -34,6 +34,10 @@ Interval = Annotated[float, Meta(ge=1, le=3600, description="a number of seconds
 CaptureShare = Annotated[float, Meta(gt=0, le=1, description="a share of requests, more than 0 and at most 1")]
 Days = Annotated[float, Meta(gt=0, le=3650, description="a number of days, more than 0 and at most 3650")]
 Usd = Annotated[float, Meta(ge=0, le=1_000_000, description="an amount of USD from 0 to 1000000")]
+Concurrency = Annotated[int, Meta(ge=0, le=4096, description='a whole number from 0 (no queue) to 4096, or "auto"')]
+Target = Annotated[float, Meta(ge=0, le=600_000, description="a number of milliseconds from 0 to 600000")]
+MaxWait = Annotated[float, Meta(ge=0, le=3600, description="a number of seconds from 0 to 3600")]
+Weight = Annotated[float, Meta(gt=0, le=1000, description="a number, more than 0 and at most 1000")]
 Margin = Annotated[float, Meta(gt=0, lt=1, description="a share above 0 and below 1")]
 Hash = Annotated[
     str,
@@ -59,11 +63,29 @@ class Server(msgspec.Struct, frozen=True):
     log: LogFormat = "text"
 
 
+class AdmissionConfig(msgspec.Struct, frozen=True):
+    """`[engines.NAME.admission]`: the queue in front of an engine. Without a limit there is none.
+
+    `max_concurrency` is for all workers together; None (never once loaded) is what the engine's own slots hold.
+    `weights` are of tenants, 1 where there is none.
+    """
+
+    max_concurrency: Concurrency | Literal["auto"] | None = None
+    target_ttft_ms: Target = 0.0  # what "auto" follows
+    max_wait_s: MaxWait = 0.0  # 0: as long as the route's timeouts allow
+    batch_share: Share = 0.75  # of the slots, up to which batch requests may start
+    weights: dict[str, Weight] = {}
+
+
+NO_ADMISSION = AdmissionConfig(0)
+
+
 class EngineConfig(msgspec.Struct, frozen=True):
     """`[engines.NAME]`: an upstream; `settings` is the `Config` of the module `trimtab.engines.<kind>`."""
 
     kind: str
     settings: Any
+    admission: AdmissionConfig = NO_ADMISSION
 
 
 class PriceConfig(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -259,6 +281,12 @@ def shadowed_routes(config: Config) -> list[str]:
     return [name for name, route in config.routes.items() if route.shadow is not None and route.shadow.share > 0]
 
 
+def _process(config: Config, name: str) -> tuple[str, Any] | None:
+    """What a process of ours was started with; the queue in front of it is the workers'."""
+    engine = config.engines.get(name)
+    return None if engine is None else (engine.kind, engine.settings)
+
+
 # Fixed when the gateway starts: its socket, its processes, its folder, the form of its log.
 _FIXED_SERVER_FIELDS = ("host", "port", "workers", "data_dir", "shutdown_grace_s", "log")
 
@@ -275,7 +303,7 @@ def restart_needed(old: Config, new: Config) -> list[str]:
         used = [f"levers.{lever}.mode" for lever in ("semantic_cache", "route") if is_used(with_it, lever)]
         keys += used or shadowed
     own = sorted({*own_processes(old), *own_processes(new)})
-    keys += [f"engines.{name}" for name in own if old.engines.get(name) != new.engines.get(name)]
+    keys += [f"engines.{name}" for name in own if _process(old, name) != _process(new, name)]
     for lever in sorted(old.levers.keys() & new.levers.keys()):
         fixed = sorted(shared_settings(lever))
         settings, changed = old.levers[lever], new.levers[lever]

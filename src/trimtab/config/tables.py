@@ -11,6 +11,7 @@ from trimtab.config.decode import decode, secret_message
 from trimtab.config.problems import Path, Problems, choices, dotted, looks_secret, shown
 from trimtab.config.registry import built_in, find, shared_settings
 from trimtab.config.schema import (
+    AdmissionConfig,
     Config,
     EngineConfig,
     KeyConfig,
@@ -90,10 +91,33 @@ def read_engines(document: Table, problems: Problems) -> dict[str, EngineConfig]
         except ConfigError as error:
             problems.add((*path, "kind"), str(error))
             continue
-        settings = decode(cls, table, path, problems, also=("kind",))
+        settings = decode(cls, table, path, problems, also=("kind", "admission"))
         if settings is not None:
-            engines[name] = EngineConfig(kind, settings)
+            admission = read_admission(table, settings, (*path, "admission"), problems)
+            engines[name] = EngineConfig(kind, settings, admission)
     return engines
+
+
+def read_admission(engine: Table, settings: Any, path: Path, problems: Problems) -> AdmissionConfig:
+    """`[engines.NAME.admission]`; a left-out `max_concurrency` becomes the engine's slots, if it says how many."""
+    table = engine.get("admission", {})
+    slots = getattr(settings, "parallel", 0)
+    read = decode(AdmissionConfig, table, path, problems) or AdmissionConfig()
+    if isinstance(table, dict):
+        for tenant in read.weights:
+            _check_name((*path, "weights", tenant), problems)
+    most = slots if read.max_concurrency is None else read.max_concurrency
+    limit = (*path, "max_concurrency")
+    named = limit in problems or path in problems
+    if table and not slots and read.max_concurrency is None and not named:
+        problems.add(limit, 'is missing; add max_concurrency = 32 or another number of requests, or "auto"')
+    if most == "auto" and not read.target_ttft_ms and (*path, "target_ttft_ms") not in problems:
+        message = 'is missing; max_concurrency = "auto" follows it: add target_ttft_ms = 1000 or another number'
+        problems.add((*path, "target_ttft_ms"), message)
+    if most != "auto" and read.target_ttft_ms:
+        message = f'is followed by max_concurrency = "auto" only, not by {most}; take one of them out'
+        problems.add((*path, "target_ttft_ms"), message)
+    return msgspec.structs.replace(read, max_concurrency=most)
 
 
 def read_models(document: Table, problems: Problems) -> dict[str, ModelConfig]:

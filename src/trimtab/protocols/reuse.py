@@ -133,6 +133,8 @@ def stored_of(request: Request, reply: Reply, ttl_s: float) -> Stored:
 
 def _of_purges(scope: Scope) -> Scope:
     """The scope without what no purge names: most have none of it, and are kept as they are."""
-    if not (scope.user or scope.permission or scope.session or scope.workflow or scope.cache or scope.purpose):
+    if not (scope.user or scope.permission or scope.session or scope.workflow or scope.cache or scope.purpose) and (
+        not scope.priority
+    ):
         return scope
-    return structs.replace(scope, user="", permission="", session="", workflow="", cache="", purpose="")
+    return structs.replace(scope, user="", permission="", session="", workflow="", cache="", purpose="", priority="")

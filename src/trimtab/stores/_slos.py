@@ -32,7 +32,7 @@ def add(connection: sqlite3.Connection, records: Iterable[Record], objectives: O
     """Count the records, inside the caller's transaction."""
     counts: Counter[tuple[str, int, bool]] = Counter()
     for record in records:
-        if record.scope.purpose:
+        if record.scope.purpose or record.scope.priority:  # no user waits
             continue
         route = record.scope.route if record.scope.route in objectives else "default"
         objective = objectives.get(route)

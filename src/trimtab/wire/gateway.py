@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from trimtab.admission import Gate
 from trimtab.config import Config
 from trimtab.errors import ModelNotFound
 from trimtab.pipeline import Pipeline
@@ -49,6 +50,7 @@ class Shared(msgspec.Struct):
     neighbours: Neighbours | None = None  # the other workers
     threads: Threads | None = None  # which model serves which conversation, if any are routed
     dials: dict[str, Dial] = msgspec.field(default_factory=dict)  # of routes with a budget
+    gates: dict[str, Gate] = msgspec.field(default_factory=dict)  # of engines with a queue in front of them
 
 
 class Gateway:
@@ -105,6 +107,10 @@ class Gateway:
             self.metrics.set("trimtab_semantic_errors_total", self.shared.similar.errors)
         for route, dial in self.shared.dials.items():
             self.metrics.set("trimtab_route_drift", round(dial.drift, 3), route)
+        for engine, gate in self.shared.gates.items():
+            self.metrics.set("trimtab_queue_waiting", gate.waiting, engine)
+            self.metrics.set("trimtab_queue_running", gate.running, engine)
+            self.metrics.set("trimtab_queue_limit", gate.limit.slots, engine)
         self.metrics.set("trimtab_journal_waiting_rows", self.shared.journal.waiting)
         self.metrics.set("trimtab_in_flight_requests", self.in_flight - besides)
 

@@ -26,10 +26,12 @@ _REQUEST_ID = re.compile(r"tt-[0-9a-f]{20,32}")
 _FEEDBACK_LIKE = 'send {"request_id": "tt-...", "score": 0.8} or "rating": "up", and a "comment" if there is one'
 _SCOPE_FIELDS = (
     "route", "user", "permission", "session", "workflow", "prompt_version", "corpus_version", "policy_version", "cache",
-    "purpose",
+    "purpose", "priority",
 )  # fmt: skip
 _OUR_HEADERS = {(_OURS.decode() + name.replace("_", "-")).encode(): name for name in _SCOPE_FIELDS}
 _PURPOSES = ("", "eval")
+_PRIORITIES = ("", "interactive", "batch")
+_USUAL = ("priority", "interactive")
 _CACHE_WORDS = ("", "off", "refresh", "public")
 _MAX_VALUE = 256  # characters of one scope field: they are stored with every row
 
@@ -218,11 +220,14 @@ def scope_of(tenant: str, said: Mapping[str, str]) -> Scope:
         raise BadRequest(f"cache must be one of off, refresh, public; not {cache!r}", param="x-trimtab-cache")
     if said.get("purpose", "") not in _PURPOSES:
         raise BadRequest(f"purpose must be eval, or be left out; not {said['purpose']!r}", param="x-trimtab-purpose")
+    if said.get("priority", "") not in _PRIORITIES:
+        message = f"priority must be interactive or batch, not {said['priority']!r}"
+        raise BadRequest(message, param="x-trimtab-priority")
     unknown = set(said) - set(_SCOPE_FIELDS)
     if unknown:
         raise BadRequest(
             f"unknown field {min(unknown)!r}; known: {', '.join(_SCOPE_FIELDS)}",
             param=f"metadata.trimtab.{min(unknown)}",
         )
-    fields = {name: value for name, value in said.items() if value}
+    fields = {name: value for name, value in said.items() if value and (name, value) != _USUAL}
     return Scope(tenant, **fields)

@@ -82,6 +82,14 @@ _METRICS = {
         "How far the traffic's scores are from those that its router was fitted to, 0 to 1.",
         shared=True,
     ),
+    "trimtab_queue_waiting": _Metric("gauge", ("engine",), "Requests that wait for their turn at an engine."),
+    "trimtab_queue_running": _Metric("gauge", ("engine",), "Requests at an engine that has a queue in front of it."),
+    "trimtab_queue_limit": _Metric("gauge", ("engine",), "How many requests may be at it at once, now."),
+    "trimtab_queue_refused_total": _Metric(
+        "counter",
+        ("engine", "reason"),
+        "Requests refused a place: share (their tenant's is used up), full (too long a wait), late (it turned out so).",
+    ),
     "trimtab_in_flight_requests": _Metric("gauge", (), "Requests being answered now."),
 }
 
