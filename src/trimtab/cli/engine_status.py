@@ -16,6 +16,7 @@ from trimtab.errors import BadRequest, ConfigError, TrimtabError
 from trimtab.serving.diagnosis import Diagnosis, Rates, diagnose
 from trimtab.serving.readings import Kind
 
+_WIDEST: Final = 400
 _LOOKS = 10  # a window, so that a gauge is not one moment's luck
 _LEAST_EVERY_S = 0.2
 _COLUMNS = ("running", "waiting", "KV", "prefill/s", "decode/s", "prefix hits")
@@ -169,6 +170,8 @@ def _behind_url(name: str, settings: Any) -> Asked:
 
 def _print(seen: list[Seen], states: dict[str, str], watch: bool) -> None:
     """A line an engine, and why; under --watch the why only where the state is another than before."""
+    from rich.measure import Measurement
+
     from trimtab.cli.ledger_view import plain_table, terminal
 
     columns = _columns([one.rates for one in seen if one.rates is not None])
@@ -186,7 +189,10 @@ def _print(seen: list[Seen], states: dict[str, str], watch: bool) -> None:
         else:
             cells = _cells(one.rates)
             table.add_row(*start, one.engine.name, one.diagnosis.state.value, *[cells[name] for name in columns])
-    terminal().print(table)
+    console = terminal()
+    wanted = Measurement.get(console, console.options.update(max_width=_WIDEST), table).maximum
+    console.width = max(console.width, wanted)  # a line that is broken is better than a figure that is cut
+    console.print(table)
     for one in seen:
         state = one.error or (one.diagnosis.state.value if one.diagnosis else "")
         if states.get(one.engine.name) != state:
