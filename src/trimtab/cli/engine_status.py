@@ -16,7 +16,7 @@ from trimtab.errors import BadRequest, ConfigError, TrimtabError
 from trimtab.serving.diagnosis import Diagnosis, Rates, diagnose
 from trimtab.serving.readings import Kind
 
-_WIDEST: Final = 400
+_WIDEST = 400
 _LOOKS = 10  # a window, so that a gauge is not one moment's luck
 _LEAST_EVERY_S = 0.2
 _COLUMNS = ("running", "waiting", "KV", "prefill/s", "decode/s", "prefix hits")
