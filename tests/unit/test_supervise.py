@@ -230,7 +230,7 @@ def test_a_closed_terminal_stops_it(start):
     one.until_all("up a", "up b")
     os.close(master)
     lines = one.rest()
-    assert {"gone a", "gone b", "returned 0"} <= set(lines)
+    assert {"gone a", "gone b", "returned 0"} <= set(lines), lines
     assert "log reloaded" not in lines
 
 
