@@ -42,7 +42,7 @@ class Questions:
         text = got.body.decode()
         said = "".join(re.findall(r'"(?:content|text)": ?"((?:[^"\\]|\\.)*)"', text))
         if got.status != 200 or got.broken or self.expected[prompt] not in said:
-            self.problems.append(f"{got.status} {text[:500]}")
+            self.problems.append(f"{'broken' if got.broken else got.status} {text[:500]}")
         word = str(got.headers["x-trimtab-cache"])
         self.words[word] = self.words.get(word, 0) + 1
         return word
