@@ -3,10 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 
 import pytest
-from test_pipeline import CHUNK, DONE, FALLBACK, LAST, RETRY, USAGE, A, B, Clock, Engine, Sink, World, buffered, stream
+from test_pipeline import (
+    CHUNK,
+    DONE,
+    FALLBACK,
+    LAST,
+    RETRY,
+    USAGE,
+    A,
+    B,
+    Clock,
+    Engine,
+    Sink,
+    World,
+    buffered,
+    no_cycles,
+    stream,
+)
 
 from trimtab.admission import Asking, Gate, GateTerms
 from trimtab.dispatch import Dispatcher
@@ -175,20 +190,10 @@ async def test_an_engine_without_a_queue_knows_of_none():
 
 
 async def test_waiting_and_being_refused_leave_no_cycles_behind():
-    gc.collect()
-    gc.disable()
-    try:
-        before = flights()
+    with no_cycles():
         world = Queued(Engine("one", buffered()), max_wait_s=0.01)
         other = await world.taken()
         await world.run(Attempt(A))
         other.leave()
         world.journal.rows.clear()
         await world.run(Attempt(A))
-        assert flights() <= before
-    finally:
-        gc.enable()
-
-
-def flights():
-    return {id(thing) for thing in gc.get_objects() if isinstance(thing, Flight)}

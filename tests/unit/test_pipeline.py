@@ -1,6 +1,7 @@
 """The straight line with a scripted engine: order of things, attempts, and exactly one row whatever happens."""
 
 import asyncio
+import contextlib
 import gc
 import json
 
@@ -391,6 +392,23 @@ def test_shares_of_machine_time_add_up_to_the_busy_time(calls):
     assert total == pytest.approx(busy)
 
 
+@contextlib.contextmanager
+def no_cycles():
+    """What is done within leaves no flight behind that only the collector would find."""
+    gc.collect()
+    before = {id(flight) for flight in flights()}  # held by what another test left
+    gc.disable()
+    try:
+        yield
+        assert [flight.request.id for flight in flights() if id(flight) not in before] == []
+    finally:
+        gc.enable()
+
+
+def flights():
+    return [thing for thing in gc.get_objects() if isinstance(thing, Flight)]
+
+
 @pytest.mark.parametrize("streaming", [True, False])
 async def test_a_request_leaves_no_reference_cycle(streaming):
     # Cycles would keep prompts of 100 KB in memory until the collector comes by.
@@ -399,11 +417,6 @@ async def test_a_request_leaves_no_reference_cycle(streaming):
             pass
 
     lever = Quiet(Decision("test", "1", Slot.ADMIT, None, "look", wants_reply=True))
-    gc.collect()
-    gc.disable()
-    try:
+    with no_cycles():
         reply = stream(CHUNK, LAST, USAGE, DONE) if streaming else buffered()
         await World(Engine("one", reply)).run(Attempt(A), levers=[lever], stream=streaming)
-        assert not [thing for thing in gc.get_objects() if isinstance(thing, Flight)]
-    finally:
-        gc.enable()
