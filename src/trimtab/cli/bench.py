@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from trimtab.cli.bench_levers import levers
 from trimtab.cli.bench_route import route
 
 if TYPE_CHECKING:
@@ -20,10 +21,11 @@ if TYPE_CHECKING:
 
 @click.group()
 def bench() -> None:
-    """Measure a lever on data of your own, offline: no gateway, no model calls."""
+    """What would a lever do? Offline on data of your own, or all of them in turn on a real engine."""
 
 
 bench.add_command(route)
+bench.add_command(levers)
 
 
 @bench.command()

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
 NOISY: Final = 0.1  # others' part of the processors above which a run is not to be trusted
 _IDLE_FIELDS: Final = (4, 5)  # idle and iowait, in a cpu line of /proc/stat split at white space
 _LAST_FIELD: Final = 9  # up to steal: the guest fields after it are counted in user already
+_PACE_BLOCKS: Final = 200
 _UTIME, _STIME, _SESSION = 11, 12, 3  # in /proc/PID/stat, counted from the field after the name
 
 
@@ -36,7 +38,23 @@ class Contention:
         return min(1.0, max(0.0, others_s / room_s)) if room_s > 0 else None
 
     def _own_s(self) -> float:
-        return time.process_time() + sum(_session_s(self._session_pid, Path("/proc").glob("[0-9]*/stat")))
+        return time.process_time() + sum(cpu_s(self._session_pid).values())
+
+
+def cpu_s(session_pid: int) -> dict[str, float]:
+    """Seconds of processor time that the processes of a session have used so far, by name. Linux only, else empty."""
+    used: dict[str, float] = {}
+    for name, seconds in _session(session_pid, Path("/proc").glob("[0-9]*/stat")):
+        used[name] = used.get(name, 0.0) + seconds
+    return used
+
+
+def pace_s() -> float:
+    """Seconds of processor time that a fixed piece of work takes: how fast the machine is at this moment."""
+    block, began = bytes(1 << 20), time.process_time()
+    for _ in range(_PACE_BLOCKS):
+        hashlib.sha256(block)
+    return time.process_time() - began
 
 
 def _cpus() -> set[int]:
@@ -58,12 +76,14 @@ def _busy_s() -> float | None:
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
-def _session_s(session_pid: int, files: Iterable[Path]) -> Iterable[float]:
-    """Processor seconds of each process of a session."""
+def _session(session_pid: int, files: Iterable[Path]) -> Iterator[tuple[str, float]]:
+    """Name and processor seconds of each process of a session."""
     for file in files:
         try:
-            fields = file.read_text().rpartition(")")[2].split()
+            before, _, after = file.read_text().rpartition(")")
         except OSError:  # it has just ended
             continue
+        fields = after.split()
         if int(fields[_SESSION]) == session_pid:
-            yield (int(fields[_UTIME]) + int(fields[_STIME])) / os.sysconf("SC_CLK_TCK")
+            ticks = int(fields[_UTIME]) + int(fields[_STIME])
+            yield before.partition("(")[2], ticks / os.sysconf("SC_CLK_TCK")

@@ -1,0 +1,337 @@
+"""Climb the ladder: one gateway after the other, each asked the same requests at the same times.
+
+What was measured is kept in a folder as it comes, so that a run that was broken off goes on where it was.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Final, Protocol, TypeVar
+
+import msgspec
+
+from trimtab.errors import BadRequest, TrimtabError
+from trimtab.ladder import figures, setup
+from trimtab.ladder.figures import Run, Same, Step
+from trimtab.ladder.setup import Setup, Terms
+from trimtab.measure import speculation
+from trimtab.measure.contention import Contention, cpu_s, pace_s
+from trimtab.measure.gateway import GatewayFailed, GatewayProcess, of_config
+from trimtab.measure.load import Limits, Timing, replay, saturate
+from trimtab.measure.workloads import Workload, body
+from trimtab.stores import ledger_db, ledger_reader
+from trimtab.transport import Origin
+
+_READY_S: Final = 600.0  # the first start fetches weights
+_MODELS_S: Final = 180.0  # the semantic cache's
+_ANSWER_S: Final = 600.0
+_ANSWER_BYTES: Final = 16 << 20
+_PROBES: Final = 24
+_TRIED: Final = 12  # prompts, each asked with and without speculation
+_WARM_UP, _ASKED = "ladder-warm-up", "ladder"
+_T = TypeVar("_T")
+
+
+class View(Protocol):
+    """Where progress is shown."""
+
+    def say(self, text: str) -> None:
+        """A line."""
+
+    def bar(self, title: str, total: int) -> AbstractContextManager[Callable[[], None]]:
+        """Something that is called once for each of `total`."""
+        ...
+
+
+class Capacity(msgspec.Struct, frozen=True):
+    """What the baseline's engine can do, in answers a second, and how many it gave to tell."""
+
+    per_s: float
+    answers: int
+
+
+class Found(msgspec.Struct, frozen=True):
+    """The ladder as far as it was climbed."""
+
+    capacity_per_s: float
+    rate_per_s: float
+    steps: tuple[Step, ...]
+    finished: bool
+    speculation: speculation.Row | None = None
+
+
+class Climber:
+    """One ladder in its folder. `same` judges two answers."""
+
+    def __init__(self, terms: Terms, workload: Workload, folder: Path, same: Same, view: View) -> None:
+        """Raises BadRequest if the folder holds a ladder of other terms."""
+        self._terms, self._workload, self._folder, self._same, self._view = terms, workload, folder, same, view
+        self._capacity: Capacity | None = None
+        self._trial: speculation.Row | None = None
+        self._steps: list[Step] = []
+        folder.mkdir(parents=True, exist_ok=True)
+        self._own(folder / "terms.json")
+
+    def _own(self, file: Path) -> None:
+        text = msgspec.json.format(msgspec.json.encode(self._terms), indent=1)
+        if not file.exists():
+            file.write_bytes(text)
+        elif msgspec.json.decode(file.read_bytes(), type=Terms) != self._terms:
+            raise BadRequest(
+                f"{self._folder} holds a ladder of other settings (see {file.name} there): name another folder, or "
+                f"begin anew with --fresh",
+                param="out",
+            )
+
+    def found(self) -> Found:
+        """What is known so far."""
+        capacity = self._capacity.per_s if self._capacity else 0.0
+        finished = bool(self._steps) and self._steps[-1].name == setup.WITHOUT_CACHES
+        return Found(capacity, self._rate_per_s, tuple(self._steps), finished, self._trial)
+
+    @property
+    def _rate_per_s(self) -> float:
+        return self._terms.utilization * self._capacity.per_s if self._capacity else 0.0
+
+    async def climb(self) -> None:
+        """Take every step that is not taken yet; cancelled, it keeps what is whole. Raises GatewayFailed, BadRequest."""
+        now = setup.baseline(self._terms)
+        self._capacity = await self._measure_capacity(now)
+        self._view.say(
+            f"The baseline answers {self._capacity.per_s:.2f} requests a second when it is kept busy; "
+            f"{self._rate_per_s:.2f} a second will be sent, {len(self._workload.asked)} at each step."
+        )
+        baseline = await self._run(setup.BASELINE, now)
+        before = figures.step(baseline, baseline, self._workload, self._same)
+        self._steps = [before]
+        for rung in setup.RUNGS:
+            tried = await self._tried(rung, now)
+            if isinstance(tried, str):
+                self._steps.append(figures.refused(rung, tried))
+                self._view.say(f"{rung}: {tried}")
+                continue
+            found = figures.step(await self._run(rung, tried), baseline, self._workload, self._same)
+            found = figures.ruled(found, before)
+            self._steps.append(found)
+            self._view.say(f"{rung}: {found.reason}")
+            if found.accepted:
+                now, before = tried, found
+        await self._without_caches(now, baseline)
+
+    async def _without_caches(self, now: Setup, baseline: Run) -> None:
+        """Beside the ladder: nobody may say that only stored answers did it."""
+        run = await self._run(setup.WITHOUT_CACHES, setup.without_caches(now))
+        found = figures.step(run, baseline, self._workload, self._same)
+        reason = "all accepted levers but stored answers"
+        self._steps.append(msgspec.structs.replace(found, accepted=True, reason=reason))
+
+    async def _tried(self, rung: str, now: Setup) -> Setup | str:
+        if rung == setup.SPECULATION:
+            self._trial = await self._speculation(now)
+            if not self._trial.pays:
+                return self._trial.reason
+        return setup.with_rung(rung, now, self._terms, self._folder)
+
+    async def _measure_capacity(self, baseline: Setup) -> Capacity:
+        file = self._folder / "capacity.json"
+        if file.exists():
+            return msgspec.json.decode(file.read_bytes(), type=Capacity)
+        calls = self._workload.calls(setup.MODEL, 1.0)
+        groups = self._workload.groups
+        probes = [call for call in calls if groups.index(groups[call.group]) == call.group][:_PROBES]
+        async with _Served(self._folder / "capacity", baseline) as (origin, _):
+            self._view.say("measuring what the baseline's engine can do")
+            per_s, timings = await saturate(
+                origin, probes, _head(_WARM_UP), concurrency=baseline.engine.get("parallel", 8), at_most_s=_ANSWER_S
+            )
+        if not any(timing.ok for timing in timings):
+            raise GatewayFailed(f"the baseline answered nothing: {timings[0].error if timings else 'no requests'}")
+        return _kept(file, Capacity(per_s, sum(timing.ok for timing in timings)))
+
+    async def _run(self, name: str, chosen: Setup) -> Run:
+        """Measure a step, or read what was measured of it under the same settings."""
+        config = chosen.toml()
+        file = self._folder / f"{name.replace(' ', '-')}.json"
+        if file.exists():
+            kept = msgspec.json.decode(file.read_bytes(), type=Run)
+            if kept.config == config and kept.rate_per_s == self._rate_per_s:
+                return kept
+        return _kept(file, await self._measured(name, chosen, config))
+
+    async def _measured(self, name: str, chosen: Setup, config: str) -> Run:
+        calls = self._workload.calls(setup.MODEL, self._rate_per_s)
+        folder = self._folder / "gateway" / name.replace(" ", "-")
+        timings: list[Timing] = []
+        pace = pace_s()
+        async with _Served(folder, chosen) as (origin, gateway):
+            if chosen.semantic is not None:
+                await _has_models(origin)
+            began, used, others = time.monotonic(), cpu_s(gateway.pid), Contention(gateway.pid)
+            await self._warm_up(origin, chosen.warmed)
+            title = f"{name} ({self._place(name)})"
+            with self._view.bar(title, len(calls)) as tick:
+                await replay(origin, calls, _head(_ASKED), _noting(timings, tick), Limits(deadline_s=_ANSWER_S))
+            now = cpu_s(gateway.pid)
+            share, took_s = others.share(), time.monotonic() - began
+        pace = (pace + pace_s()) / 2
+        timings.sort(key=lambda timing: timing.group)
+        spent = {one: seconds - used.get(one, 0.0) for one, seconds in now.items()}
+        return _billed(name, config, self._rate_per_s, timings, folder, (spent, share, pace, took_s))
+
+    def _place(self, name: str) -> str:
+        names = (setup.BASELINE, *setup.RUNGS, setup.WITHOUT_CACHES)
+        left = len(names) - names.index(name)
+        minutes = left * (len(self._workload.asked) / self._rate_per_s) / 60
+        return f"step {names.index(name) + 1} of {len(names)}, at most {minutes:.0f} min left"
+
+    async def _warm_up(self, origin: Origin, count: int) -> None:
+        """Have so many of the engine's slots read what the requests begin with, at once so that each takes its own."""
+        warm = [body(setup.MODEL, fields) for fields in self._workload.warm]
+        if not warm or not count:
+            return
+        for one in warm:
+            replies = await asyncio.gather(*(_ask(origin, one, _WARM_UP) for _ in range(count)))
+            if bad := [said for status, said in replies if status != 200]:
+                raise GatewayFailed(f"a warm-up request failed: {bad[0][:300].decode(errors='replace')}")
+
+    async def _speculation(self, now: Setup) -> speculation.Row:
+        """Whether guessing pays on these prompts, each asked with and without, in turn."""
+        file = self._folder / "speculation.json"
+        key = now.toml()
+        if file.exists():
+            kept = msgspec.json.decode(file.read_bytes(), type=_Trial)
+            if kept.config == key:
+                return kept.row
+        plain = msgspec.structs.replace(setup.without_caches(now), warmed=0)
+        plain = msgspec.structs.replace(plain, engine={**plain.engine, "parallel": 1})
+        guessing = msgspec.structs.replace(plain, engine={**plain.engine, **setup.drafted(self._terms)})
+        bodies = list(dict.fromkeys(body(setup.MODEL, one.fields) for one in self._workload.asked))[:_TRIED]
+        samples: tuple[list[speculation.Sample], ...] = ([], [])
+        folder = self._folder / "gateway"
+        async with _Served(folder / "plain", plain) as (one, _), _Served(folder / "guessing", guessing) as (other, _):
+            with self._view.bar("does speculation pay here?", 2 * len(bodies)) as tick:
+                for number, asked in enumerate(bodies):
+                    for n in (number % 2, 1 - number % 2):  # each comes first as often
+                        samples[n].append(await _clocked((one, other)[n], number, asked))
+                        tick()
+        row = speculation.row("ngram", self._workload.name, samples[0], samples[1], seed=self._terms.seed)
+        return _kept(file, _Trial(key, row)).row
+
+
+class _Trial(msgspec.Struct, frozen=True):
+    config: str
+    row: speculation.Row
+
+
+class _Served:
+    """A gateway for a while, in a folder of its own that is emptied before."""
+
+    def __init__(self, folder: Path, chosen: Setup) -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        config = folder / "trimtab.toml"
+        config.write_text(chosen.toml(), encoding="utf-8")
+        self._gateway = of_config(config, folder)
+        self._origin: Origin | None = None
+
+    async def __aenter__(self) -> tuple[Origin, GatewayProcess]:
+        self._gateway.start()
+        try:
+            await self._gateway.wait_ready(_READY_S, lambda _: None)
+        except BaseException:
+            self._gateway.stop()
+            raise
+        self._origin = Origin(self._gateway.base_url)
+        return self._origin, self._gateway
+
+    async def __aexit__(self, *exc: object) -> None:
+        if self._origin is not None:
+            await self._origin.close()
+        self._gateway.stop()
+
+
+async def _ask(origin: Origin, asked: bytes, workflow: str) -> tuple[int, bytes]:
+    reply = await origin.request("POST", "/v1/chat/completions", _head(workflow, cache="off"), asked, _ANSWER_S)
+    return reply.status, await reply.read(_ANSWER_BYTES)
+
+
+async def _clocked(origin: Origin, number: int, asked: bytes) -> speculation.Sample:
+    whole = {**msgspec.json.decode(asked), "stream": False}
+    del whole["stream_options"]
+    status, said = await _ask(origin, msgspec.json.encode(whole), _WARM_UP)
+    if status != 200:
+        raise TrimtabError(f"the engine answered {status}: {said[:300].decode(errors='replace')}")
+    return speculation.sample(number, said, None)
+
+
+async def _has_models(origin: Origin) -> None:
+    """Wait until the semantic cache's models are loaded."""
+    asked = b'{"model": "trimtab-accurate", "input": "ready?"}'
+    until = time.monotonic() + _MODELS_S
+    while time.monotonic() < until:
+        reply = await origin.request("POST", "/v1/embeddings", b"content-type: application/json\r\n", asked, _MODELS_S)
+        await reply.read(1 << 20)
+        if reply.status == 200:
+            return
+        await asyncio.sleep(0.5)
+    raise GatewayFailed(f"the semantic cache's models were not there within {_MODELS_S:g} s")
+
+
+def _head(workflow: str, cache: str = "") -> bytes:
+    lines = f"content-type: application/json\r\nx-trimtab-workflow: {workflow}\r\n"
+    return (lines + (f"x-trimtab-cache: {cache}\r\n" if cache else "")).encode()
+
+
+def _noting(timings: list[Timing], tick: Callable[[], None]) -> Callable[[Timing], None]:
+    def note(timing: Timing) -> None:
+        timings.append(timing)
+        tick()
+
+    return note
+
+
+def _billed(
+    name: str,
+    config: str,
+    rate_per_s: float,
+    timings: Sequence[Timing],
+    folder: Path,
+    spent: tuple[dict[str, float], float | None, float, float],
+) -> Run:
+    """With the gateway's own ledger, which is whole once the gateway has stopped."""
+    with ledger_reader.Reader(folder / "data" / ledger_db.FILE_NAME) as reader:
+        rows = {row["id"]: row for row in reader.export()}
+        attempts = list(reader.export(attempts=True))
+    asked = [row for row in attempts if row["workflow"] == _ASKED]
+    cpu, others, pace, took_s = spent
+    return Run(
+        name=name,
+        config=config,
+        rate_per_s=rate_per_s,
+        timings=tuple(timings),
+        cost_usd=tuple(
+            (rows[one.request_id]["cost_nusd"] or 0) / 1e9 if one.request_id in rows else 0.0 for one in timings
+        ),
+        warm_up_usd=sum((row["cost_nusd"] or 0) for row in rows.values() if row["workflow"] == _WARM_UP) / 1e9,
+        calls=len(asked),
+        fresh_tokens=sum(row["input_tokens"] for row in asked),
+        cached_tokens=sum(row["cache_read_tokens"] for row in asked),
+        output_tokens=sum(row["output_tokens"] for row in asked),
+        cpu_s=cpu,
+        others_cpu=others,
+        pace=pace,
+        took_s=took_s,
+    )
+
+
+def _kept(file: Path, value: _T) -> _T:
+    """Write it whole or not at all."""
+    part = file.with_suffix(".part")
+    part.write_bytes(msgspec.json.encode(value))
+    part.rename(file)
+    return value

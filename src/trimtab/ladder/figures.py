@@ -1,0 +1,263 @@
+"""What came of a step of the ladder, and whether its lever is worth having. Pure: files and clocks are `climb`'s."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import msgspec
+
+from trimtab.measure.load import Timing
+from trimtab.measure.stats import quantile
+from trimtab.measure.workloads import Workload
+from trimtab.semantic.bounds import share_upper
+
+_DRAWS: Final = 1000
+_LIMIT: Final = 0.975  # of each side of a 95% interval
+_CHEAPER: Final = 0.98  # of the cost of the step before: below, a lever saves
+_FASTER: Final = 0.95  # the same, of p50 or p99 from a request's arrival to its end
+_SLOWER: Final = 1.25
+
+_OfGroups = Callable[[Sequence[int]], float | None]
+Same = Callable[[str, str], bool | None]  # are two answers equivalent? None: cannot be told
+
+
+class Run(msgspec.Struct, frozen=True):
+    """A step as it was measured. Costs are in USD, by the workload's requests in their order."""
+
+    name: str
+    config: str
+    rate_per_s: float
+    timings: tuple[Timing, ...]
+    cost_usd: tuple[float, ...]
+    warm_up_usd: float
+    calls: int  # to the engine, for the workload's requests
+    fresh_tokens: int  # of prompts, computed
+    cached_tokens: int  # of prompts, reused by the engine
+    output_tokens: int
+    cpu_s: dict[str, float]  # by process, warm-up included
+    others_cpu: float | None  # what other programs took of the processors, 0 to 1
+    pace: float  # seconds of processor time that a fixed piece of work took
+    took_s: float
+
+
+class Ratio(msgspec.Struct, frozen=True):
+    """How many times less than the baseline, with its 95% interval; None where it cannot be told."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+
+
+class Step(msgspec.Struct, frozen=True):
+    """A row of the ladder. Times in seconds, costs in USD a request; None where the step was not run or has no value.
+
+    TTFT and end-to-end count from a request's arrival, whoever answers it; the `engine_` ones leave out those that a
+    cache answered.
+    """
+
+    name: str
+    accepted: bool
+    reason: str
+    requests: int = 0
+    answered: int = 0
+    ttft_p50_s: float | None = None
+    ttft_p99_s: float | None = None
+    e2e_p50_s: float | None = None
+    e2e_p99_s: float | None = None
+    engine_e2e_p50_s: float | None = None
+    engine_e2e_p99_s: float | None = None
+    tokens_per_call: float | None = None  # computed: prompt tokens that were not reused, and output
+    prefix_share: float | None = None  # of the prompts' tokens, reused by the engine
+    cost_per_request: float | None = None  # warm-up counted
+    engine_cpu_s: float | None = None  # a request, warm-up counted
+    cpu_s: float | None = None  # the same, of all processes: gateway, caches, engine
+    hit_rate: float | None = None  # answered without a call of their own
+    exact_share: float | None = None
+    coalesced_share: float | None = None
+    semantic_share: float | None = None
+    semantic_wrong: int = 0  # of these, answers to a question of another label
+    quality: float | None = (
+        None  # share of answers equivalent to the baseline's; its own: to its first of that question
+    )
+    quality_low: float | None = None
+    quality_high: float | None = None
+    identical: float | None = None  # word for word
+    different: float | None = None  # surely not equivalent
+    less: dict[str, Ratio] = {}  # than the baseline: e2e_p50, e2e_p99, ttft_p50, ttft_p99, cost, engine_cpu
+    others_cpu: float | None = None
+    pace: float | None = None  # of the machine, as a multiple of the baseline's: above 1 it was slower
+    config: str = ""
+
+
+def refused(name: str, reason: str) -> Step:
+    """A lever that was not tried."""
+    return Step(name, accepted=False, reason=reason)
+
+
+def step(run: Run, baseline: Run, workload: Workload, same: Same, *, seed: int = 0) -> Step:
+    """A run's figures, not yet ruled on; of the baseline itself, if that is the run."""
+    whole = [timing for timing in run.timings if timing.ok]
+    own = [timing for timing in whole if timing.cache not in _REUSED]
+    requests = len(run.timings)
+    compared = _compared(run, baseline, workload)
+    words = [same(text, other) for text, other in compared]
+    alike = sum(word is True for word in words)
+    semantic = [timing for timing in whole if timing.cache == "semantic"]
+    shares = {kind: sum(timing.cache == kind for timing in whole) / requests for kind in _REUSED}
+    prompt_tokens = run.fresh_tokens + run.cached_tokens
+    return Step(
+        name=run.name,
+        accepted=run is baseline,
+        reason="what the others are compared with" if run is baseline else "",
+        requests=requests,
+        answered=len(whole),
+        ttft_p50_s=_of([timing.ttft_s for timing in whole], 0.5),
+        ttft_p99_s=_of([timing.ttft_s for timing in whole], 0.99),
+        e2e_p50_s=_of([timing.total_s for timing in whole], 0.5),
+        e2e_p99_s=_of([timing.total_s for timing in whole], 0.99),
+        engine_e2e_p50_s=_of([timing.total_s for timing in own], 0.5),
+        engine_e2e_p99_s=_of([timing.total_s for timing in own], 0.99),
+        tokens_per_call=(run.fresh_tokens + run.output_tokens) / run.calls if run.calls else None,
+        prefix_share=run.cached_tokens / prompt_tokens if prompt_tokens else None,
+        cost_per_request=_cost(run) / requests,
+        engine_cpu_s=_engine_cpu_s(run) / requests,
+        cpu_s=sum(run.cpu_s.values()) / requests,
+        hit_rate=sum(shares.values()),
+        exact_share=shares["hit"],
+        coalesced_share=shares["coalesced"],
+        semantic_share=shares["semantic"],
+        semantic_wrong=_mislabelled(semantic, own, workload),
+        quality=alike / len(words) if words else None,
+        quality_low=1 - share_upper(len(words) - alike, len(words), _LIMIT) if words else None,
+        quality_high=share_upper(alike, len(words), _LIMIT) if words else None,
+        identical=sum(a == b for a, b in compared) / len(compared) if compared else None,
+        different=sum(word is False for word in words) / len(words) if words else None,
+        less=_less(run, baseline, random.Random(seed)),
+        others_cpu=run.others_cpu,
+        pace=run.pace / baseline.pace if baseline.pace else None,
+        config=run.config,
+    )
+
+
+def ruled(found: Step, before: Step) -> Step:
+    """The step with its ruling: a lever stays if it saves, or hastens at no more cost, against the step before."""
+    changes = [
+        (name, getattr(found, field) / getattr(before, field))
+        for name, field in (("cost", "cost_per_request"), ("p50", "e2e_p50_s"), ("p99", "e2e_p99_s"))
+        if getattr(found, field) is not None and getattr(before, field)
+    ]
+    said = ", ".join(f"{name} {ratio - 1:+.0%}" for name, ratio in changes)
+    if found.answered < found.requests:
+        return msgspec.structs.replace(
+            found, accepted=False, reason=f"{found.requests - found.answered} requests were not answered"
+        )
+    by = dict(changes)
+    cost, times = by.get("cost", 1.0), [ratio for name, ratio in changes if name != "cost"]
+    saves = cost < _CHEAPER and max(times, default=1.0) < _SLOWER
+    hastens = cost <= 1 / _CHEAPER and min(times, default=1.0) < _FASTER and max(times, default=1.0) < 1 / _FASTER
+    pays = saves or hastens
+    return msgspec.structs.replace(found, accepted=pays, reason=said if pays else f"does not pay here: {said}")
+
+
+_REUSED: Final = ("hit", "coalesced", "semantic")  # what x-trimtab-cache says of an answer that took no call
+
+
+def _of(values: Sequence[float | None], q: float) -> float | None:
+    return quantile([value for value in values if value is not None], q)
+
+
+def _cost(run: Run) -> float:
+    return sum(run.cost_usd) + run.warm_up_usd
+
+
+def _engine_cpu_s(run: Run) -> float:
+    return sum(used for name, used in run.cpu_s.items() if name not in _GATEWAY)
+
+
+_GATEWAY: Final = ("trimtab-superv", "trimtab-worker0", "trimtab-ingest", "trimtab-similar")
+
+
+def _compared(run: Run, baseline: Run, workload: Workload) -> list[tuple[str, str]]:
+    """Each answer with the baseline's to the same request; the baseline's repeats with its first of that question."""
+    if run is not baseline:
+        reference = {timing.group: timing for timing in baseline.timings if timing.ok}
+        return [
+            (timing.text, reference[timing.group].text)
+            for timing in run.timings
+            if timing.ok and timing.group in reference
+        ]
+    groups = workload.groups
+    first: dict[int, str] = {}
+    pairs = []
+    for timing in sorted(run.timings, key=lambda one: one.group):
+        if timing.ok:
+            group = groups[timing.group]
+            if group in first:
+                pairs.append((timing.text, first[group]))
+            else:
+                first[group] = timing.text
+    return pairs
+
+
+def _mislabelled(semantic: Sequence[Timing], own: Sequence[Timing], workload: Workload) -> int:
+    """Reused answers that the model gave to questions of other labels only."""
+    said: dict[str, set[str]] = {}
+    for timing in own:
+        said.setdefault(timing.text, set()).add(workload.asked[timing.group].label)
+    return sum(workload.asked[timing.group].label not in said.get(timing.text, ()) for timing in semantic)
+
+
+def _less(run: Run, baseline: Run, rng: random.Random) -> dict[str, Ratio]:
+    """Ratios baseline / run; intervals by resampling requests, the same ones of both."""
+    ours, theirs = _by_request(run), _by_request(baseline)
+    both = sorted(set(ours) & set(theirs))
+    if run is baseline or not both:
+        return {}
+    draws = [rng.choices(both, k=len(both)) for _ in range(_DRAWS)]
+    found = {}
+    for name, field, q in (
+        ("e2e_p50", "total_s", 0.5),
+        ("e2e_p99", "total_s", 0.99),
+        ("ttft_p50", "ttft_s", 0.5),
+        ("ttft_p99", "ttft_s", 0.99),
+    ):
+        found[name] = _interval(_quantiles(theirs, ours, field, q), both, draws)
+    extra = len(both)
+    found["cost"] = _interval(
+        lambda groups: _over(
+            sum(baseline.cost_usd[g] for g in groups) + baseline.warm_up_usd * len(groups) / extra,
+            sum(run.cost_usd[g] for g in groups) + run.warm_up_usd * len(groups) / extra,
+        ),
+        both,
+        draws,
+    )
+    # The engine's processor time is not known by request: one figure, no interval.
+    found["engine_cpu"] = Ratio(_over(_engine_cpu_s(baseline), _engine_cpu_s(run)), None, None)
+    return found
+
+
+def _by_request(run: Run) -> dict[int, Timing]:
+    return {timing.group: timing for timing in run.timings if timing.ok}
+
+
+def _quantiles(theirs: dict[int, Timing], ours: dict[int, Timing], field: str, q: float) -> _OfGroups:
+    """By requests: how many times theirs is ours."""
+    a, b = ({group: getattr(timing, field) for group, timing in one.items()} for one in (theirs, ours))
+    return lambda groups: _over(_at(a, groups, q), _at(b, groups, q))
+
+
+def _at(values: dict[int, float | None], groups: Sequence[int], q: float) -> float | None:
+    return _of([values[group] for group in groups], q)
+
+
+def _over(one: float | None, other: float | None) -> float | None:
+    return one / other if one is not None and other else None
+
+
+def _interval(
+    ratio: _OfGroups, both: Sequence[int], draws: Sequence[Sequence[int]]
+) -> Ratio:
+    drawn = [value for value in map(ratio, draws) if value is not None]
+    return Ratio(ratio(both), quantile(drawn, 0.025), quantile(drawn, 0.975))

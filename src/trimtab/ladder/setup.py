@@ -1,0 +1,170 @@
+"""What a ladder's gateway is told: the engine's table, the levers', and which lever each rung adds."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from trimtab.config import load
+from trimtab.errors import BadRequest
+from trimtab.evals import verdicts
+from trimtab.evals.gates import Gate
+from trimtab.quality.verdict import Ruling
+from trimtab.types import Scope
+
+MODEL: Final = "smollm2-135m-instruct"  # as requests call it, and verdicts
+BASELINE: Final = "baseline"
+EXACT, SEMANTIC, PREFIX, QUANTIZATION, SPECULATION, ROUTING = RUNGS = (
+    "exact cache",
+    "semantic cache",
+    "prefix reuse",
+    "quantization",
+    "speculation",
+    "routing",
+)
+WITHOUT_CACHES: Final = "without response caches"
+_GATED: Final = (SEMANTIC, QUANTIZATION, SPECULATION)  # they can change answers
+
+
+class Terms(msgspec.Struct, frozen=True):
+    """What is climbed. Two ladders of the same terms ask the same requests under the same settings."""
+
+    workload: str
+    seed: int
+    requests: int
+    engine: dict[str, Any]  # its table, as the baseline has it but for `model` and `prefix_cache`
+    model: str  # the weights of the baseline
+    quantized: str = ""  # the weights of the quantization rung; "" where there are none
+    verdicts: dict[str, str] = {}  # by rung: the file of `trimtab gate` that stands behind it
+    threshold: float = 0.93  # the cosine of the semantic cache
+    ngram_tokens: int = 3
+    draft_tokens: int = 12
+    warmed: int = 2  # slots that hold the shared prefix before the requests come
+    utilization: float = 0.7  # arrivals as a share of the baseline's capacity
+    machine_hour_usd: float = 0.10
+    routing: str = ""  # TOML that the last rung adds: further models and [levers.route]
+
+
+class Setup(msgspec.Struct, frozen=True):
+    """One gateway. `exact` has coalescing with it."""
+
+    engine: dict[str, Any]
+    model_name: str  # as the engine calls what it serves
+    machine_hour_usd: float
+    exact: bool = False
+    semantic: dict[str, Any] | None = None
+    warmed: int = 0
+    more: str = ""
+
+    def toml(self) -> str:
+        """The gateway's configuration, but for where it listens."""
+        tables: dict[str, Mapping[str, Any]] = {
+            "engines.local": self.engine,
+            f'models."{MODEL}"': {"engine": "local", "name": self.model_name},
+            f'models."{MODEL}".price': {"machine_hour": self.machine_hour_usd},
+            "levers.exact_cache": {"enabled": self.exact, "coalesce": self.exact},
+        }
+        if self.semantic is not None:
+            tables["levers.semantic_cache"] = self.semantic
+        lines = []
+        for name, table in tables.items():
+            # What JSON and TOML have in common is enough: texts, numbers, booleans and lists of them.
+            lines += [f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in table.items()), ""]
+        return "\n".join((*lines, self.more))
+
+
+def baseline(terms: Terms) -> Setup:
+    """Batching as the engine does it, and nothing is reused."""
+    engine = {**terms.engine, "model": terms.model, "prefix_cache": False}
+    return Setup(engine, _served(terms, terms.model), terms.machine_hour_usd)
+
+
+def with_rung(rung: str, setup: Setup, terms: Terms, folder: Path) -> Setup | str:
+    """The setup with one lever more, or why it may not be tried. `folder` is for a configuration to be read."""
+    change = msgspec.structs.replace
+    if rung == EXACT:
+        return change(setup, exact=True)
+    if rung == PREFIX:
+        return change(setup, engine={**setup.engine, "prefix_cache": True}, warmed=terms.warmed)
+    if rung == SEMANTIC:
+        return _semantic(setup, terms, folder)
+    if rung == QUANTIZATION:
+        return _quantized(setup, terms)
+    if rung == SPECULATION:
+        tried = change(setup, engine={**setup.engine, **drafted(terms)})
+        return _objection(rung, terms, (), ('speculation = "ngram"',)) or tried
+    if not terms.routing:
+        return "not configured: --routing FILE names further models and [levers.route]"
+    return change(setup, more=terms.routing)
+
+
+def without_caches(setup: Setup) -> Setup:
+    """The same without stored answers."""
+    return msgspec.structs.replace(setup, exact=False, semantic=None)
+
+
+def _served(terms: Terms, model: str) -> str:
+    return Path(model).stem if terms.engine["kind"] == "llama_cpp" else model
+
+
+def _semantic(setup: Setup, terms: Terms, folder: Path) -> Setup | str:
+    """As a gateway would rule: without a verdict on these very settings the lever would run in shadow."""
+    verdict = terms.verdicts.get(SEMANTIC, "")
+    if not verdict:
+        return f"needs a verdict of `trimtab gate`: --verdict '{SEMANTIC}=FILE'"
+    table = {"mode": "static", "threshold": terms.threshold, "verdict": verdict}
+    tried = msgspec.structs.replace(setup, semantic=table)
+    file = folder / "semantic.toml"
+    file.write_text(tried.toml(), encoding="utf-8")
+    why_not = Gate(load(file, os.environ), "semantic_cache").why_not(Scope("default"), MODEL)
+    return f"{Path(verdict).name}: {why_not}" if why_not else tried
+
+
+def drafted(terms: Terms) -> dict[str, Any]:
+    """What speculation adds to the engine's table."""
+    return {"speculation": "ngram", "ngram_tokens": terms.ngram_tokens, "draft_tokens": terms.draft_tokens}
+
+
+def _quantized(setup: Setup, terms: Terms) -> Setup | str:
+    if not terms.quantized:
+        return "this engine has no quantized weights of the model: --quantized names some"
+    names = Path(terms.model).name, Path(terms.quantized).name
+    return _objection(QUANTIZATION, terms, names[:1], names[1:]) or msgspec.structs.replace(
+        setup,
+        engine={**setup.engine, "model": terms.quantized},
+        model_name=_served(terms, terms.quantized),
+    )
+
+
+def _objection(rung: str, terms: Terms, reference: tuple[str, ...], candidate: tuple[str, ...]) -> str:
+    """Why no verdict stands behind a rung, whose two settings have to name these; "" if one does."""
+    file = terms.verdicts.get(rung, "")
+    if not file:
+        return f"needs a verdict of `trimtab gate`: --verdict {rung}=FILE"
+    found = verdicts.read(Path(file))
+    name = Path(file).name
+    if found.verdict.ruling is not Ruling.PASS:
+        return f"{name} says {found.verdict.ruling}: {found.verdict.reason}"
+    for wanted, head in ((reference, found.reference), (candidate, found.candidate)):
+        for text in wanted:
+            if text not in head.settings:
+                return f"{name} is not about {text}"
+    return ""
+
+
+def read_verdicts(given: tuple[str, ...]) -> dict[str, str]:
+    """From "RUNG=FILE" to absolute paths by rung. Raises BadRequest."""
+    found = {}
+    for one in given:
+        rung, _, file = one.partition("=")
+        if rung not in _GATED or not file:
+            raise BadRequest(f"{one!r} is not RUNG=FILE with one of {', '.join(_GATED)}", param="verdict")
+        if not Path(file).is_file():
+            raise BadRequest(f"no such file {file}", param="verdict")
+        found[rung] = str(Path(file).absolute())
+    return found
