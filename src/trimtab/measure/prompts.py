@@ -20,7 +20,7 @@ from trimtab.measure.traces import Traced
 
 _OPENER: Final = "the"
 # Short, common words: with a space before it each is one token in the vocabularies in use.
-_WORDS: Final = tuple(
+WORDS: Final = tuple(
     re.findall(
         r"[a-z]+",
         "a about after again all also always an and any are as at back be because been before big but by call can "
@@ -63,10 +63,10 @@ async def calibrate(count: Callable[[str], Awaitable[int]]) -> Pool:
         half = len(words) // 2
         return await single(words[:half]) + await single(words[half:])
 
-    words = await single(_WORDS)
+    words = await single(WORDS)
     if len(words) < _FEWEST_WORDS:
         raise BadRequest(
-            f"only {len(words)} of {len(_WORDS)} common words are one token each by the target's own count; "
+            f"only {len(words)} of {len(WORDS)} common words are one token each by the target's own count; "
             "prompts of an exact length cannot be made for it. Replay a trace with bodies instead",
             param="trace",
         )
@@ -104,4 +104,9 @@ class PromptMaker:
         return " ".join((_OPENER, *words))
 
     def _make_block(self, hash_id: int, tokens: int) -> list[str]:
-        return random.Random(f"{self._seed}/block/{hash_id}").choices(self._pool.words, k=tokens)
+        return block(self._pool.words, self._seed, hash_id, tokens)
+
+
+def block(words: tuple[str, ...], seed: int, hash_id: int, count: int) -> list[str]:
+    """`count` words that stand for a block of a trace: the same ones for the same arguments."""
+    return random.Random(f"{seed}/block/{hash_id}").choices(words, k=count)

@@ -77,6 +77,11 @@ def named(name: str, seed: int, count: int | None) -> Workload:
     """The workload of that name, of its own usual size without a `count`."""
     from trimtab.measure.workloads import agent, chat, rag, support
 
-    modules = {"support": support, "rag": rag, "agent": agent, "chat": chat}
-    made = modules[name]
-    return made.workload(seed, made.COUNT if count is None else count)
+    makers = {
+        "support": (support.workload, support.COUNT),
+        "rag": (rag.workload, rag.COUNT),
+        "agent": (agent.workload, agent.COUNT),
+        "chat": (chat.workload, chat.COUNT),
+    }
+    make, usual = makers[name]
+    return make(seed, usual if count is None else count)
