@@ -15,7 +15,19 @@ def show(found: Ladder) -> None:
     console.print(title(found), style="bold")
     table = plain_table()
     table.add_column("step", no_wrap=True)
-    for name in ("p50", "p99", "TTFT p50", "p99", "engine p50", "p99", "hits", "tokens/call", "CPU", "USD/1,000", "alike"):
+    for name in (
+        "p50",
+        "p99",
+        "TTFT p50",
+        "p99",
+        "engine p50",
+        "p99",
+        "hits",
+        "tokens/call",
+        "CPU",
+        "USD/1,000",
+        "alike",
+    ):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("ruling", overflow="fold", min_width=24)
     for step in found.steps:

@@ -99,7 +99,7 @@ class Climber:
         return self._terms.utilization * self._capacity.per_s if self._capacity else 0.0
 
     async def climb(self) -> None:
-        """Take every step that is not taken yet; cancelled, it keeps what is whole. Raises GatewayFailed, BadRequest."""
+        """Take every step not taken yet; cancelled, it keeps what is whole. Raises GatewayFailed, BadRequest."""
         now = setup.baseline(self._terms)
         self._capacity = await self._measure_capacity(now)
         self._view.say(

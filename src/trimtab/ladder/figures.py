@@ -256,8 +256,6 @@ def _over(one: float | None, other: float | None) -> float | None:
     return one / other if one is not None and other else None
 
 
-def _interval(
-    ratio: _OfGroups, both: Sequence[int], draws: Sequence[Sequence[int]]
-) -> Ratio:
+def _interval(ratio: _OfGroups, both: Sequence[int], draws: Sequence[Sequence[int]]) -> Ratio:
     drawn = [value for value in map(ratio, draws) if value is not None]
     return Ratio(ratio(both), quantile(drawn, 0.025), quantile(drawn, 0.975))

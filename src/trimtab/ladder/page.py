@@ -128,12 +128,11 @@ def _figure(caption: str, found: Ladder, read: Callable[[Step], float | None]) -
         faint = "" if step.accepted else ' fill-opacity=".25"'
         drawn.append(f'<text class="name" x="{_LEFT - 8}" y="{y + 15}" text-anchor="end">{escape(step.name)}</text>')
         drawn.append(
-            f'<rect x="{low:.1f}" y="{y}" width="{max(high - low, 1.5):.1f}" height="{_ROW - 8}" fill="{colour}"{faint}/>'
+            f'<rect x="{low:.1f}" y="{y}" width="{max(high - low, 1.5):.1f}" height="{_ROW - 8}" '
+            f'fill="{colour}"{faint}/>'
         )
         drawn.append(f'<text x="{max(low, high) + 6:.1f}" y="{y + 15}">{_short(value)}</text>')
-        if step.accepted and not whole:
-            before = value
-        elif step.name == BASELINE:
+        if (step.accepted and not whole) or step.name == BASELINE:
             before = value
         x = across(before)
         drawn.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{y + _ROW - 8}" y2="{y + _ROW}"/>')
@@ -144,25 +143,6 @@ def _figure(caption: str, found: Ladder, read: Callable[[Step], float | None]) -
 
 def _short(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-_COLUMNS: Final[tuple[tuple[str, Callable[[Step], str]], ...]] = (
-    ("p50", lambda s: _number(s.e2e_p50_s)),
-    ("p99", lambda s: _number(s.e2e_p99_s)),
-    ("TTFT p50", lambda s: _number(s.ttft_p50_s)),
-    ("TTFT p99", lambda s: _number(s.ttft_p99_s)),
-    ("engine p50", lambda s: _number(s.engine_e2e_p50_s)),
-    ("engine p99", lambda s: _number(s.engine_e2e_p99_s)),
-    ("hits", lambda s: _percent(s.hit_rate)),
-    ("tokens a call", lambda s: "-" if s.tokens_per_call is None else f"{s.tokens_per_call:.0f}"),
-    ("engine CPU s", lambda s: _number(s.engine_cpu_s)),
-    ("USD per 1,000", lambda s: "-" if s.cost_per_request is None else f"{s.cost_per_request * 1000:.4f}"),
-    ("alike", lambda s: _quality(s)),
-    ("p50 less", lambda s: _less(s, "e2e_p50")),
-    ("p99 less", lambda s: _less(s, "e2e_p99")),
-    ("cost less", lambda s: _less(s, "cost")),
-    ("CPU less", lambda s: _less(s, "engine_cpu")),
-)
 
 
 def _number(value: float | None) -> str:
@@ -188,6 +168,25 @@ def _less(step: Step, name: str) -> str:
     return f'{ratio.value:.1f}x<br><span class="soft">[{ratio.low:.1f}, {ratio.high:.1f}]</span>'
 
 
+_COLUMNS: Final[tuple[tuple[str, Callable[[Step], str]], ...]] = (
+    ("p50", lambda s: _number(s.e2e_p50_s)),
+    ("p99", lambda s: _number(s.e2e_p99_s)),
+    ("TTFT p50", lambda s: _number(s.ttft_p50_s)),
+    ("TTFT p99", lambda s: _number(s.ttft_p99_s)),
+    ("engine p50", lambda s: _number(s.engine_e2e_p50_s)),
+    ("engine p99", lambda s: _number(s.engine_e2e_p99_s)),
+    ("hits", lambda s: _percent(s.hit_rate)),
+    ("tokens a call", lambda s: "-" if s.tokens_per_call is None else f"{s.tokens_per_call:.0f}"),
+    ("engine CPU s", lambda s: _number(s.engine_cpu_s)),
+    ("USD per 1,000", lambda s: "-" if s.cost_per_request is None else f"{s.cost_per_request * 1000:.4f}"),
+    ("alike", _quality),
+    ("p50 less", lambda s: _less(s, "e2e_p50")),
+    ("p99 less", lambda s: _less(s, "e2e_p99")),
+    ("cost less", lambda s: _less(s, "cost")),
+    ("CPU less", lambda s: _less(s, "engine_cpu")),
+)
+
+
 def _table(found: Ladder) -> str:
     head = "".join(f"<th>{escape(name)}</th>" for name in ("step", *(name for name, _ in _COLUMNS), "ruling"))
     rows = []
@@ -198,6 +197,6 @@ def _table(found: Ladder) -> str:
         rows.append(f'<tr{kind}><td>{escape(name)}</td>{cells}<td class="why">{escape(step.reason)}</td></tr>')
     return (
         f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
-        f'<p class="soft">In brackets: 95% intervals, over requests. Levers in brackets are left out of the steps after '
-        f"them. The clients ask for {escape(MODEL)}.</p>"
+        f'<p class="soft">In brackets: 95% intervals, over requests. Levers in brackets are left out of the steps '
+        f"after them. Clients ask for {escape(MODEL)}.</p>"
     )
