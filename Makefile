@@ -38,6 +38,9 @@ lock: ## refresh the locks (needs uv); they hold hashes and name no host
 bench-admission: $(VENV)/.dev ## is the queue in front of an engine fair, and what is left of goodput under overload (four minutes)
 	@$(BIN)/python bench/admission.py
 
+bench-levers: $(VENV)/.dev ## what each lever is worth on the embedded engine, one more at each step (under 45 minutes, resumable)
+	@$(BIN)/python bench/levers.py
+
 bench-gate-quants: $(VENV)/.dev ## which quantization of the embedded model may serve: the gate on the real engine (under twenty minutes)
 	@$(BIN)/python bench/gate_quants.py
 

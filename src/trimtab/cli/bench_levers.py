@@ -29,7 +29,7 @@ _INTERRUPTED: Final = 130
 
 @click.command()
 @click.option("--workload", type=click.Choice(_WORKLOADS), default="support", show_default=True,
-              help="support: repeats and paraphrases; rag: questions on passages; agent: sessions; chat: open.")  # fmt: skip
+              help="support: with repeats; rag: questions on passages; agent: sessions; chat: open.")  # fmt: skip
 @click.option("--requests", type=click.IntRange(8, 2000), help="At each step.  [default: the workload's own size]")
 @click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Draws the requests and arrivals.")
 @click.option("--engine", type=click.Choice(["llama_cpp", "vllm"]), default="llama_cpp", show_default=True,
@@ -38,7 +38,7 @@ _INTERRUPTED: Final = 130
 @click.option("--quantized", default="", help="Weights of the quantization step.  [default: the same in Q8_0]")
 @click.option("--command", default="vllm", show_default=True, help="Of --engine vllm: how it is started.")
 @click.option("--verdict", "verdicts", multiple=True, metavar="LEVER=FILE",
-              help='A verdict of `trimtab gate` on "semantic cache", quantization, speculation. Repeatable.')  # fmt: skip
+              help='A verdict of `trimtab gate` on "semantic cache" or quantization. Repeatable.')  # fmt: skip
 @click.option(
     "--threshold", type=click.FloatRange(0, 1), default=0.93, show_default=True, help="Of the semantic cache."
 )

@@ -1,0 +1,131 @@
+"""The ladder of levers on the embedded engine, against targets: what all levers together save, and without caches.
+
+    make bench-levers                          support, seed 1: eight steps of four minutes on two cores; resumable
+    .venv/bin/python bench/levers.py --workloads support,rag,agent,chat --seeds 1,2,3 --write
+
+Runs `trimtab bench levers` for each workload and seed, and keeps what it measured in `.bench/ladder`, so that the same
+command goes on after Ctrl-C. Targets are of support alone: end to end p50 10 times and p99 6 times faster than the
+baseline at the same arrivals, engine CPU and cost a quarter, warm-up counted; without stored answers a third of the
+cost. Exit code 1 if one is missed. `--write` puts the figures into bench/results.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+TRIMTAB = Path(sys.executable).with_name("trimtab")
+VERDICTS = {
+    "quantization": "gate-q8_0-new-sample-2026-11-22.json",
+    "semantic cache": "gate-semantic-support-2026-11-22.json",
+}
+SUITE_OF = {"semantic cache": ("support",)}  # the workloads that a verdict's suite is about; others: any
+THRESHOLD = 0.93
+LAST, WITHOUT = -2, -1  # of the accepted steps
+TARGETS = (
+    ("p50, times faster", LAST, "e2e_p50", 10.0),
+    ("p99, times faster", LAST, "e2e_p99", 6.0),
+    ("engine CPU, times less", LAST, "engine_cpu", 4.0),
+    ("cost, times less", LAST, "cost", 4.0),
+    ("cost without stored answers, times less", WITHOUT, "cost", 3.0),
+)
+
+
+def verdict(lever: str, folder: Path) -> Path:
+    """A file as `trimtab gate` wrote it; a result that holds several things has it inside."""
+    held = json.loads((HERE / "results" / VERDICTS[lever]).read_text())
+    file = folder / f"verdict-{lever.replace(' ', '-')}.json"
+    text = json.dumps(held["verdicts"][0] if "verdicts" in held else held)
+    if not file.exists() or file.read_text() != text:
+        file.write_text(text)
+    return file
+
+
+def climbed(workload: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+    """One ladder; ends the program if it was interrupted."""
+    name = f"{workload}-{seed}"
+    folder = HERE.parent / ".bench" / "ladder"
+    command = [str(TRIMTAB), "bench", "levers", "--json", "--workload", workload, "--seed", str(seed)]
+    command += ["--threshold", str(THRESHOLD), "--out", str(folder / name), "--html", str(folder / f"{name}.html")]
+    folder.mkdir(parents=True, exist_ok=True)
+    for lever in VERDICTS:
+        if workload in SUITE_OF.get(lever, (workload,)):
+            command += ["--verdict", f"{lever}={verdict(lever, folder)}"]
+    if options.requests:
+        command += ["--requests", str(options.requests)]
+    ran = subprocess.run(command, stdout=subprocess.PIPE, check=False)
+    if ran.returncode:
+        sys.exit(ran.returncode)
+    found: dict[str, Any] = json.loads(ran.stdout)
+    print(f"{name}: the page is .bench/ladder/{name}.html", file=sys.stderr)
+    return found
+
+
+def judged(found: dict[str, Any]) -> list[tuple[str, float, tuple[float, float] | None, float, bool]]:
+    """Each target with its figure and interval."""
+    steps = [step for step in found["steps"] if step["accepted"] and step["requests"]]
+    rows = []
+    for title, which, key, target in TARGETS:
+        ratio = steps[which]["less"][key]
+        interval = None if ratio["low"] is None else (ratio["low"], ratio["high"])
+        rows.append((title, ratio["value"], interval, target, ratio["value"] >= target))
+    return rows
+
+
+def shown(found: dict[str, Any]) -> None:
+    """A line for each step."""
+    print(f"{found['workload']}, seed {found['seed']}: {found['rate_per_s']:.2f} requests a second")
+    for step in found["steps"]:
+        mark = "+" if step["accepted"] else "-"
+        if not step["requests"]:
+            print(f"  {mark} {step['name']}: {step['reason']}")
+            continue
+        print(
+            f"  {mark} {step['name']:24} p50 {step['e2e_p50_s']:7.3f} s, p99 {step['e2e_p99_s']:7.3f} s, "
+            f"engine CPU {step['engine_cpu_s']:.3f} s, {1e6 * step['cost_per_request']:.1f} millionths of a dollar, "
+            f"hits {step['hit_rate']:.0%}, alike {step['quality'] or 0:.0%} ({step['reason']})"
+        )
+
+
+def main() -> int:
+    """Run it; the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workloads", default="support")
+    parser.add_argument("--seeds", default="1")
+    parser.add_argument("--requests", type=int, help="at each step; a quick look, not a figure to show")
+    parser.add_argument("--json", action="store_true", help="print the document instead of lines")
+    parser.add_argument("--write", action="store_true", help="write one file for each ladder into bench/results")
+    options = parser.parse_args()
+    missed, ladders = 0, []
+    for workload in options.workloads.split(","):
+        for seed in map(int, options.seeds.split(",")):
+            found = climbed(workload, seed, options)
+            rows = judged(found) if workload == "support" else []
+            missed += sum(not met for *_, met in rows)
+            targets = [
+                {"name": title, "value": value, "interval": interval, "target": target, "met": met}
+                for title, value, interval, target, met in rows
+            ]
+            ladders.append({**found, "targets": targets})
+            if options.write:
+                day = datetime.now(UTC).strftime("%Y-%m-%d")
+                file = HERE / "results" / f"levers-{workload}-{seed}-{day}.json"
+                file.write_text(json.dumps(ladders[-1], indent=1) + "\n")
+            if not options.json:
+                shown(found)
+                for title, value, interval, target, met in rows:
+                    said = "" if interval is None else f" ({interval[0]:.1f} to {interval[1]:.1f})"
+                    print(f"  {title}: {value:.1f}{said}, at least {target:g} wanted: {'met' if met else 'MISSED'}")
+    if options.json:
+        print(json.dumps(ladders, indent=1))
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
