@@ -6,7 +6,23 @@ import asyncio
 import gc
 
 import pytest
-from test_pipeline import CHUNK, DONE, FALLBACK, LAST, RETRY, USAGE, A, B, Clock, Engine, Sink, World, buffered, stream
+from test_pipeline import (
+    CHUNK,
+    DONE,
+    FALLBACK,
+    LAST,
+    RETRY,
+    USAGE,
+    A,
+    B,
+    Clock,
+    Engine,
+    Sink,
+    World,
+    buffered,
+    flights,
+    stream,
+)
 
 from trimtab.admission import Asking, Gate, GateTerms
 from trimtab.dispatch import Dispatcher
@@ -188,7 +204,3 @@ async def test_waiting_and_being_refused_leave_no_cycles_behind():
         assert flights() <= before
     finally:
         gc.enable()
-
-
-def flights():
-    return {id(thing) for thing in gc.get_objects() if isinstance(thing, Flight)}
