@@ -207,8 +207,8 @@ def routing_facts(config: Config, targets: Targets, cost: QuickCost, off: Callab
 
     heads: dict[str, tuple[Head, str]] = {}
 
-    def router_file(settings: route.Config) -> Path | None:
-        return None if settings.predictor in (route.CLASSIFIER, route.DEFAULT_ROUTER) else Path(path(settings))
+    def own_router(settings: route.Config) -> Path | None:
+        return Path(path(settings)) if route.router_file(settings) else None
 
     def path(settings: route.Config) -> str:
         return str(configuration.router_path(config, settings))
@@ -239,7 +239,7 @@ def routing_facts(config: Config, targets: Targets, cost: QuickCost, off: Callab
         head,
         path,
         _whole,
-        Gate(config, "route", router_file).why_not,
+        Gate(config, "route", own_router).why_not,
         lambda name: off(config.table_of(name)),
         price,
         spent,
