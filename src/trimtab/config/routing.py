@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from pathlib import Path as FilePath
 from typing import Any, Final
 
 from trimtab.config.problems import Path, Problems, choices, shown
-from trimtab.config.schema import Config
+from trimtab.config.schema import Config, settings_by_path
 from trimtab.errors import ConfigError
 from trimtab.routing import router
 from trimtab.types import Usage
@@ -27,21 +26,12 @@ def router_path(config: Config, settings: Any) -> FilePath:
 
 def check_routing(config: Config, models: set[str], problems: Problems) -> None:
     """Report rules and routers that name what is not there, and budgets that nothing can keep."""
-    for path, settings in settings_by_path("policy", config):
+    for path, settings in settings_by_path(config, "policy"):
         for name, rule in settings.rules.items():
             _check_rule((*path, "rules", name), rule, config, models, problems)
-    for path, settings in settings_by_path("route", config):
+    for path, settings in settings_by_path(config, "route"):
         if settings.mode != "off":
             _check_route(path, settings, config, models, problems)
-
-
-def settings_by_path(lever: str, config: Config) -> Iterator[tuple[Path, Any]]:
-    """A lever's settings, of all routes and of those that override them, with the tables that they are in."""
-    tables: list[tuple[Path, Any]] = [(("levers",), config.levers)]
-    tables += [(("routes", name, "levers"), route.levers) for name, route in config.routes.items()]
-    for path, levers in tables:
-        if (settings := levers.get(lever)) is not None:
-            yield (*path, lever), settings
 
 
 def unknown_model(name: str, config: Config, models: set[str]) -> str:
