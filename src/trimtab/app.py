@@ -26,6 +26,7 @@ from trimtab.prices import Prices
 from trimtab.shadow import Spending
 from trimtab.similar.client import Client
 from trimtab.similar.messages import socket_path
+from trimtab.sockets import socket_folder
 from trimtab.stores.captures import FILE_NAME as CAPTURE_FILE
 from trimtab.stores.captures import Captures, Policies, Policy
 from trimtab.stores.journal import FileJournal
@@ -36,7 +37,7 @@ from trimtab.wire.endpoints import App
 from trimtab.wire.gateway import Gateway, Shared
 from trimtab.wire.intake import Ids
 from trimtab.wire.metrics import Metrics
-from trimtab.wire.neighbours import Neighbours, folder_for
+from trimtab.wire.neighbours import Neighbours
 from trimtab.wire.server import Server
 from trimtab.wire.targets import Targets
 
@@ -198,7 +199,7 @@ class Worker:
             Switches(switches_path(data_dir)),
             Spending(clock, _spent_today(config, data_dir, clock)),
             Client(socket_path(data_dir)) if configuration.keeps_similar(config) else None,
-            Neighbours(folder_for(run), name),
+            Neighbours(socket_folder(run), name),
             _threads(config, run),
         )
         self._config = config

@@ -21,7 +21,7 @@ from trimtab.protocols import CODECS, answer_text, aside
 from trimtab.routing import router as routers
 from trimtab.routing.router import Head
 from trimtab.shadow import Calls, Terms, Watch
-from trimtab.types import Dialect, Plan, Purpose, Record, Reply, Request, Target, Usage
+from trimtab.types import Dialect, Plan, Purpose, Record, Reply, Request, Scope, Target, Usage
 from trimtab.wire.gateway import Shared
 from trimtab.wire.metrics import Metrics
 from trimtab.wire.targets import Targets
@@ -115,9 +115,7 @@ def levers(
     if router is not None:
         found.append(router)
     if configuration.is_used(config, "ab"):
-        from trimtab.evals.gates import Gate
-
-        found.append(ab.build(settings_of_lever(config, "ab"), targets.target, Gate(config, "ab").why_not))
+        found.append(ab.build(settings_of_lever(config, "ab"), targets.target, _no_verdict(config, "ab")))
     if shared.neighbours is not None and configuration.replicas(config):
         placing = place.build(
             config.levers["place"], configuration.replicas(config), shared.clock, shared.neighbours.tell
@@ -125,10 +123,9 @@ def levers(
         shared.neighbours.hear = placing.hear
         found.append(placing)
     if shared.similar is not None and configuration.is_used(config, "semantic_cache"):
-        from trimtab.evals.gates import Gate
         from trimtab.redact import identity_in
 
-        facts = semantic_cache.Facts(_whole, identity, identity_in, Gate(config, "semantic_cache").why_not)
+        facts = semantic_cache.Facts(_whole, identity, identity_in, _no_verdict(config, "semantic_cache"))
         calls = semantic_cache.Calls(ask, judge, watch.audited)
         found.append(
             semantic_cache.build(
@@ -203,12 +200,10 @@ def _router(
 
 def routing_facts(config: Config, targets: Targets, cost: QuickCost, off: Callable[[str], str]) -> route.Facts:
     """What routing asks about the gateway; `off` says why it is switched off on a table of settings."""
-    from trimtab.evals.gates import Gate
-
     heads: dict[str, tuple[Head, str]] = {}
 
-    def router_file(settings: route.Config) -> Path | None:
-        return None if settings.predictor in (route.CLASSIFIER, route.DEFAULT_ROUTER) else Path(path(settings))
+    def own_router(settings: route.Config) -> Path | None:
+        return Path(path(settings)) if route.router_file(settings) else None
 
     def path(settings: route.Config) -> str:
         return str(configuration.router_path(config, settings))
@@ -239,11 +234,20 @@ def routing_facts(config: Config, targets: Targets, cost: QuickCost, off: Callab
         head,
         path,
         _whole,
-        Gate(config, "route", router_file).why_not,
+        _no_verdict(config, "route", own_router),
         lambda name: off(config.table_of(name)),
         price,
         spent,
     )
+
+
+def _no_verdict(
+    config: Config, lever: str, made_of: Callable[[Any], Path | None] = lambda _: None
+) -> Callable[[Scope, str], str]:
+    """Why no verdict covers a request for a model; see `evals.gates.Verdicts`."""
+    from trimtab.evals.gates import Verdicts
+
+    return Verdicts(config, lever, made_of).why_not
 
 
 def _whole(dialect: Dialect, finish: str, fields: dict[str, msgspec.Raw]) -> bool:

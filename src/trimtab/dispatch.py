@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from msgspec import structs
 
 from trimtab import trace_context
-from trimtab.admission import Asking, Done, Gate, Place, cost_of, cost_used
+from trimtab.admission import Gate
 from trimtab.call import BYTES_PER_TOKEN, Call, Desk
 from trimtab.errors import (
     Overloaded,
@@ -28,6 +28,7 @@ from trimtab.errors import (
 from trimtab.flight import Finish, Flight, Head, Header, Message
 from trimtab.ports import Clock, Engine, Journal, Sink
 from trimtab.protocols import CODECS, Scanner, StreamTranslator, translate_error, translate_reply, translate_request
+from trimtab.turn import Turn
 from trimtab.types import (
     Aside,
     Attempt,
@@ -46,7 +47,6 @@ Accept = Callable[[Reply, "list[Reply | None]"], Awaitable[bool]]
 
 _CHAT_PATH = {Dialect.OPENAI: "/v1/chat/completions", Dialect.ANTHROPIC: "/v1/messages"}
 PROVIDER_HEADERS = (b"anthropic-", b"openai-")
-_BUSY_STATUS = frozenset({429, 503, 529})
 _FATAL_STATUS = frozenset({400, 413, 422})  # the client's mistake: another target would say the same
 _ERROR_BODY_BYTES = 1 << 20
 STREAM_HEADERS: list[Header] = [
@@ -135,20 +135,10 @@ class Dispatcher:
         """Pass one call through as it is, its reply piece by piece. Usage is read from JSON replies that state it."""
         request, engine, task = flight.request, self.engines[attempt.target.engine], sink.watch()
         gate = self.gates.get(engine.name) if request.model else None  # what names no model keeps none busy
-        place = None if gate is None else await self._turn(gate, flight, attempt, request)
-        call = Call(self._desk, flight, attempt, engine, task)
-        try:
-            return await self._relay(flight, call, message, sink, head)
-        finally:
-            if place is not None:
-                place.leave(_done(call))
-
-    async def _relay(self, flight: Flight, call: Call, message: Message, sink: Sink, head: Head) -> Finish:
-        request, limits, engine = flight.request, call.attempt.timeouts, call.engine
-        with call:
+        async with Turn(gate, self._desk, flight, attempt, engine, task) as call:
             headers = [*message.headers, _traceparent(request, call.n)] if request.trace else message.headers
             reply = call.reply = await engine.open(
-                message.method, message.path, headers, message.body, limits, request.client_key
+                message.method, message.path, headers, message.body, attempt.timeouts, request.client_key
             )
             flight.status, flight.started = reply.status, True
             passed = [(k.encode(), v.encode("latin-1")) for k, v in reply.header_items() if k not in _HOP_HEADERS]
@@ -161,7 +151,7 @@ class Dispatcher:
                 if flight.response_bytes <= _ERROR_BODY_BYTES:
                     seen.append(piece)
                 await sink.write(piece)
-            flight.served = call.attempt.target
+            flight.served = attempt.target
             flight.end = End.OK if reply.status < 400 else End.ERROR
             if reply.content_type == "application/json" and flight.response_bytes <= _ERROR_BODY_BYTES:
                 call.read_usage(b"".join(seen))
@@ -178,17 +168,11 @@ class Dispatcher:
             raise refusal
         inner = flight.within(request, attempts)
         body = _upstream_body(request, attempt.target, engine.dialect)
-        gate = self.gates.get(engine.name)
-        beside = attempts is not flight.attempts  # then its wait is no stage of the request's
-        place = None if gate is None else await self._turn(gate, inner if beside else flight, attempt, request)
-        call = Call(self._desk, inner, attempt, engine, task)
-        try:
-            with call:
-                await _open(call, request, body)
-                await self._buffered(inner, call)
-        finally:
-            if place is not None:
-                place.leave(_done(call))
+        if attempts is flight.attempts:
+            inner.stages = flight.stages  # its wait is one of the request's
+        async with Turn(self.gates.get(engine.name), self._desk, inner, attempt, engine, task) as call:
+            await _open(call, request, body)
+            await self._buffered(inner, call)
         assert inner.make_reply is not None
         return inner.make_reply()
 
@@ -225,33 +209,11 @@ class Dispatcher:
     ) -> Finish:
         request = flight.request
         body = _upstream_body(request, attempt.target, engine.dialect)
-        gate = self.gates.get(engine.name)
-        place = None if gate is None else await self._turn(gate, flight, attempt, request)
-        call = Call(self._desk, flight, attempt, engine, task)
-        try:
-            with call:
-                await _open(call, request, body)
-                if request.stream:
-                    return await self._stream(flight, call, sink, head)
-                return await self._buffered(flight, call)
-        finally:
-            if place is not None:
-                place.leave(_done(call))
-
-    async def _turn(self, gate: Gate, flight: Flight, attempt: Attempt, request: Request) -> Place:
-        """Wait for a place at the engine. Raises RateLimited or Overloaded where that takes too long.
-
-        The wait is a stage of its own until the first call was made; later ones lie between attempts.
-        """
-        limits, scope, began = attempt.timeouts, request.scope, self.clock.mono()
-        patience_s = limits.first_token_s if request.stream else limits.total_s
-        batch = bool(scope.priority or scope.purpose)
-        try:
-            return await gate.turn(Asking(scope.tenant, cost_of(request), patience_s, batch))
-        finally:
-            if not flight.attempts:
-                stages = flight.stages
-                stages["queue"] = stages.get("queue", 0.0) + self.clock.mono() - began
+        async with Turn(self.gates.get(engine.name), self._desk, flight, attempt, engine, task) as call:
+            await _open(call, request, body)
+            if request.stream:
+                return await self._stream(flight, call, sink, head)
+            return await self._buffered(flight, call)
 
     async def _buffered(self, flight: Flight, call: Call) -> Finish:
         request, reply, dialect = flight.request, call.open_reply, call.engine.dialect
@@ -318,19 +280,6 @@ class Dispatcher:
         flight.status = 200
         flight.served = call.attempt.target
         sink.start(200, head(flight) + STREAM_HEADERS)
-
-
-def _done(call: Call) -> Done:
-    """How a call went, for the queue in front of its engine."""
-    reply, first_s = call.reply, None
-    if call.flight.request.stream and call.first_s is not None:
-        first_s = call.first_s - call.start_s
-    return Done(
-        cost=cost_used(call.usage) if call.usage_source == "reported" else None,
-        first_s=first_s,
-        busy=call.expired or (reply is not None and reply.status in _BUSY_STATUS),
-        whole=call.whole,
-    )
 
 
 def unstreamed(request: Request) -> Request:

@@ -9,6 +9,8 @@ from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from scripted import Scripted
+
 _NUMBERS = re.compile(r"(\d+) plus (\d+)")
 
 
@@ -20,58 +22,27 @@ def answer(number: int) -> str:
     return f"{number} plus 1 is {number + 1}."
 
 
-class Abacus(ThreadingHTTPServer):
+class Abacus(Scripted):
     """With `every` n, `other` is wrong in each n-th question; 0 is never.
 
     `asked` counts calls by model, `heard` by model and question.
     """
 
-    daemon_threads = True
-
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Desk)
+        super().__init__()
         self.asked: Counter[str] = Counter()
         self.heard: Counter[tuple[str, int]] = Counter()
         self.every = 0
-        threading.Thread(target=self.serve_forever, daemon=True).start()
 
-    @property
-    def port(self) -> int:
-        return int(self.server_address[1])
-
-    def say(self, model: str, text: str) -> str:
+    def say(self, model: str, messages: list[dict[str, Any]]) -> str:
         self.asked[model] += 1
-        found = _NUMBERS.search(text)
+        found = _NUMBERS.search(messages[-1]["content"])
         if found is None:
             return "I add numbers up."
         one, two = int(found[1]), int(found[2])
         self.heard[model, one] += 1
         off = 100 if model == "other" and self.every and one % self.every == 0 else 0
         return f"{one} plus {two} is {one + two + off}."
-
-
-class _Desk(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    server: Abacus
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        text = self.server.say(body["model"], body["messages"][-1]["content"])
-        message = {"role": "assistant", "content": text}
-        reply = {
-            "id": "c", "object": "chat.completion", "model": body["model"], "created": 1,
-            "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
-            "usage": {"prompt_tokens": 100, "completion_tokens": 20, "total_tokens": 120},
-        }  # fmt: skip
-        data = json.dumps(reply).encode()
-        self.send_response(200)
-        self.send_header("content-type", "application/json")
-        self.send_header("content-length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, *_: Any) -> None:
-        pass
 
 
 class Alarms(ThreadingHTTPServer):

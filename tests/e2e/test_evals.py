@@ -4,77 +4,45 @@ from __future__ import annotations
 
 import json
 import subprocess
-import threading
 from collections import Counter
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from gateway_process import TRIMTAB, Gateway, MakeGateway
+from scripted import Gone, Scripted
 
 STRATA = ("sums", "spelling")
 ITEMS = 80
 
 
-class Models(ThreadingHTTPServer):
+class Models(Scripted):
     """Three models: "good" knows all but every third item, "same" is as good, "worse" cannot spell."""
 
-    daemon_threads = True
+    usage: ClassVar = {"prompt_tokens": 10, "completion_tokens": 3, "total_tokens": 13}
 
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Desk)
+        super().__init__()
         self.asked: Counter[str] = Counter()
         self.out_after = 10**9  # requests; then it is out
-        threading.Thread(target=self.serve_forever, daemon=True).start()
 
-    @property
-    def port(self) -> int:
-        return int(self.server_address[1])
-
-
-class _Desk(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def do_POST(self) -> None:
-        server: Any = self.server
-        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        model, question = body["model"], body["messages"][-1]["content"]
-        server.asked[model] += 1
-        if server.asked.total() > server.out_after:
-            self._send(503, {"error": {"message": "the engine is gone", "type": "server_error"}})
-            return
+    def say(self, model: str, messages: list[dict[str, Any]]) -> str:
+        question = messages[-1]["content"]
+        self.asked[model] += 1
+        if self.asked.total() > self.out_after:
+            raise Gone("the engine is gone")
         if "answer_a" in question:  # it is asked to judge, and always prefers the first
-            text = '{"better": "a"}'
-        else:
-            stratum, number = question.split()
-            right = int(number) % 3 != 0 and not (model == "worse" and stratum == "spelling")
-            text = f"answer {number}" if right else "no idea"
-        message = {"role": "assistant", "content": text}
-        usage = {"prompt_tokens": 10, "completion_tokens": 3, "total_tokens": 13}
-        choice = {"index": 0, "message": message, "finish_reason": "stop"}
-        reply = {"id": "c", "object": "chat.completion", "created": 1, "model": model}
-        self._send(200, reply | {"choices": [choice], "usage": usage})
-
-    def _send(self, status: int, body: dict[str, Any]) -> None:
-        data = json.dumps(body).encode()
-        self.send_response(status)
-        self.send_header("content-type", "application/json")
-        self.send_header("content-length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, *_: Any) -> None:
-        pass
+            return '{"better": "a"}'
+        stratum, number = question.split()
+        right = int(number) % 3 != 0 and not (model == "worse" and stratum == "spelling")
+        return f"answer {number}" if right else "no idea"
 
 
 @pytest.fixture
 def models() -> Iterator[Models]:
-    running = Models()
-    yield running
-    running.shutdown()
-    running.server_close()
+    with Models() as running:
+        yield running
 
 
 def config(port: int) -> str:

@@ -10,16 +10,15 @@ import random
 import re
 import signal
 import subprocess
-import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 from asking import Got, Pair, send
 from gateway_process import TRIMTAB, Gateway, MakeGateway
+from scripted import Scripted
 
 EASY, HARD = "which river garden bird?", "which integral tensor lemma?"
 SORRY = "Perhaps it is something else, or nothing at all."
@@ -73,62 +72,19 @@ def large_says(number: int) -> str:
     return f"It must be {number}."
 
 
-class Models(ThreadingHTTPServer):
+class Models(Scripted):
     """Answers for either model, by the number in the last question that has one."""
 
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Desk)
-        threading.Thread(target=self.serve_forever, daemon=True).start()
-
-    @property
-    def port(self) -> int:
-        return int(self.server_address[1])
-
-
-class _Desk(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        asked = " ".join(str(message["content"]) for message in body["messages"])
+    def say(self, model: str, messages: list[dict[str, Any]]) -> str:
+        asked = " ".join(str(message["content"]) for message in messages)
         number, kind = re.findall(r"Question (\d+): (.*?\?)", asked)[-1]
-        text = small_says(int(number), kind) if body["model"] == "small" else large_says(int(number))
-        shape = {"id": "c", "model": body["model"], "created": 1}
-        usage = {"prompt_tokens": 100, "completion_tokens": 20, "total_tokens": 120}
-        if body.get("stream"):
-            delta: dict[str, Any] = {"index": 0, "delta": {"role": "assistant", "content": text}}
-            chunks = [{"choices": [delta | {"finish_reason": None}]},
-                      {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]},
-                      {"choices": [], "usage": usage}]  # fmt: skip
-            shape["object"] = "chat.completion.chunk"
-            self._send("text/event-stream", "".join(f"data: {json.dumps(shape | c)}\n\n" for c in chunks) + END)
-            return
-        choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
-        shape["object"] = "chat.completion"
-        self._send("application/json", json.dumps(shape | {"choices": [choice], "usage": usage}))
-
-    def _send(self, kind: str, body: str) -> None:
-        self.send_response(200)
-        self.send_header("content-type", kind)
-        self.send_header("content-length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body.encode())
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-
-END = "data: [DONE]\n\n"
+        return small_says(int(number), kind) if model == "small" else large_says(int(number))
 
 
 @pytest.fixture(scope="module")
 def models() -> Iterator[Models]:
-    running = Models()
-    yield running
-    running.shutdown()
-    running.server_close()
+    with Models() as running:
+        yield running
 
 
 @pytest.fixture(scope="module")

@@ -6,11 +6,9 @@ import json
 import os
 import resource
 import signal
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import openai
@@ -18,6 +16,7 @@ import pytest
 from asking import Got, Pair, send
 from gateway_process import Gateway, MakeGateway, new_id
 from questions import metric
+from scripted import Scripted
 
 SYSTEM = "You answer questions about our shop in one sentence."
 ANSWERS = {
@@ -33,73 +32,28 @@ PARCEL = [
 ]
 
 
-class Librarian(ThreadingHTTPServer):
+class Librarian(Scripted):
     """Answers by the first topic that a question names, and counts."""
 
-    daemon_threads = True
-
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Desk)
+        super().__init__()
         self.asked: Counter[str] = Counter()
         self.wording = 0
-        threading.Thread(target=self.serve_forever, daemon=True).start()
 
-    @property
-    def port(self) -> int:
-        return int(self.server_address[1])
-
-
-class _Desk(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        question = body["messages"][-1]["content"]
-        self.server.asked[question] += 1  # type: ignore[attr-defined]
-        text = next((answer for word, answer in ANSWERS.items() if word in question.lower()), "I do not know.")
-        if body["model"] == "judge":
-            text = '{"verdict": "same"}'
-        elif "parcel" in question:  # worded anew each time, too far apart for our own judges
-            text = PARCEL[self.server.wording]  # type: ignore[attr-defined]
-        usage = {"prompt_tokens": 100, "completion_tokens": 20, "total_tokens": 120}
-        if body.get("stream"):
-            chunk = {"id": "c", "object": "chat.completion.chunk", "model": "gpt-4o-mini", "created": 1}
-            pieces: list[dict[str, Any]] = [
-                {"choices": [{"index": 0, "delta": {"role": "assistant", "content": text}, "finish_reason": None}]},
-                {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]},
-                {"choices": [], "usage": usage},
-            ]
-            events = "".join(f"data: {json.dumps(chunk | piece)}\n\n" for piece in pieces) + "data: [DONE]\n\n"
-            self._send("text/event-stream", events.encode())
-            return
-        message = {"role": "assistant", "content": text}
-        reply = {
-            "id": "c",
-            "object": "chat.completion",
-            "model": "gpt-4o-mini",
-            "created": 1,
-            "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
-            "usage": usage,
-        }
-        self._send("application/json", json.dumps(reply).encode())
-
-    def _send(self, kind: str, body: bytes) -> None:
-        self.send_response(200)
-        self.send_header("content-type", kind)
-        self.send_header("content-length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: Any) -> None:
-        pass
+    def say(self, model: str, messages: list[dict[str, Any]]) -> str:
+        question = messages[-1]["content"]
+        self.asked[question] += 1
+        if model == "judge":
+            return '{"verdict": "same"}'
+        if "parcel" in question:  # worded anew each time, too far apart for our own judges
+            return PARCEL[self.wording]
+        return next((answer for word, answer in ANSWERS.items() if word in question.lower()), "I do not know.")
 
 
 @pytest.fixture(scope="module")
 def librarian() -> Iterator[Librarian]:
-    running = Librarian()
-    yield running
-    running.shutdown()
-    running.server_close()
+    with Librarian() as running:
+        yield running
 
 
 def config(port: int, **semantic: Any) -> str:

@@ -66,7 +66,6 @@ NUMBERS = count(1)
 def abacus() -> Iterator[Abacus]:
     with Abacus() as running:
         yield running
-        running.shutdown()
 
 
 @pytest.fixture(scope="module")

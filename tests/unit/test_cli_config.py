@@ -116,13 +116,22 @@ tenant = "acme"
         "  routes   support",
         "  levers   ab: off",
         "           exact_cache: on, off on support",
-        "           place: on",
+        "           place: off",
         "           policy: off",
         "           route: off",
         "           semantic_cache: off",
         "  keys     acme: tenant acme",
     ]
     assert "shh" not in result.output
+
+
+@pytest.mark.parametrize(("replicas", "state"), [("", "off"), ('replicas = ["two"]', "on")])
+def test_check_says_that_requests_are_placed_only_where_a_model_has_replicas(replicas, state):
+    settings = 'kind = "openai_http"\nbase_url = "http://127.0.0.1:1/v1"\n'
+    engines = "".join(f"[engines.{name}]\n{settings}" for name in ("one", "two"))
+    write(f'{engines}[models.m]\nengine = "one"\n{replicas}\n')
+    assert f"  place: {state}\n" in run("config", "check").stdout
+    assert json.loads(run("config", "check", "--json").stdout)["levers"]["place"] is (state == "on")
 
 
 def test_check_without_a_file():

@@ -132,14 +132,14 @@ OFF = '[levers.semantic_cache]\nmode = "off"\n'
 
 
 class TestGate:
-    def gate(self, tmp_path: Path, *, judged: str, ruling_scores: list[float], **changes: object) -> gates.Gate:
+    def gate(self, tmp_path: Path, *, judged: str, ruling_scores: list[float], **changes: object) -> gates.Verdicts:
         good = [1.0] * 60 + [0.0] * 60
         candidate = run_of(ruling_scores, "two", settings=judged, **changes)
         found = verdicts.of_runs(run_of(good, settings=OFF), candidate, GateTerms(), 1e9)
         (tmp_path / "verdict.json").write_bytes(verdicts.as_json(found))
         file = tmp_path / "trimtab.toml"
         file.write_text(STATIC.format(threshold=0.9, more=""))
-        return gates.Gate(configuration.load(file, {}), "semantic_cache")
+        return gates.Verdicts(configuration.load(file, {}), "semantic_cache")
 
     GOOD = [1.0] * 60 + [0.0] * 60
     SAME = STATIC.format(threshold=0.9, more='gate = "advisory"')
@@ -160,7 +160,7 @@ class TestGate:
         elsewhere = self.gate(tmp_path, judged=self.SAME, ruling_scores=self.GOOD, route="bot")
         assert "route 'bot'" in elsewhere.why_not(Scope("t"), "m")
         (tmp_path / "verdict.json").unlink()
-        missing = gates.Gate(configuration.load(tmp_path / "trimtab.toml", {}), "semantic_cache")
+        missing = gates.Verdicts(configuration.load(tmp_path / "trimtab.toml", {}), "semantic_cache")
         assert "cannot be read" in missing.why_not(Scope("t"), "m")
 
     def test_what_was_trained_anew_was_not_judged(self, tmp_path: Path) -> None:
@@ -168,9 +168,10 @@ class TestGate:
         made = tmp_path / "own.router"
         made.write_bytes(b"")
         config = configuration.load(tmp_path / "trimtab.toml", {})
-        assert "own.router is younger" in gates.Gate(config, "semantic_cache", lambda _: made).why_not(Scope("t"), "m")
+        found = gates.Verdicts(config, "semantic_cache", lambda _: made)
+        assert "own.router is younger" in found.why_not(Scope("t"), "m")
         os.utime(made, (0, 0))
-        assert gates.Gate(config, "semantic_cache", lambda _: made).why_not(Scope("t"), "m") == ""
+        assert gates.Verdicts(config, "semantic_cache", lambda _: made).why_not(Scope("t"), "m") == ""
 
 
 class TestGateOfAnExperiment:
@@ -183,9 +184,9 @@ class TestGateOfAnExperiment:
         found = verdicts.of_runs(run_of(scores, settings=models, model="large"), candidate, GateTerms(), 1e9)
         (tmp_path / "verdict.json").write_bytes(verdicts.as_json(found))
 
-        def gate(model: str) -> gates.Gate:
+        def gate(model: str) -> gates.Verdicts:
             (tmp_path / "t.toml").write_text(models + split.format(model=model, share=0.1, by="user"))
-            return gates.Gate(configuration.load(tmp_path / "t.toml", {}), "ab")
+            return gates.Verdicts(configuration.load(tmp_path / "t.toml", {}), "ab")
 
         assert gate("small").why_not(Scope("t"), "large") == ""
         assert "model" in gate("small").why_not(Scope("t"), "medium")

@@ -2,6 +2,10 @@
 
 import asyncio
 import json
+import os
+import stat
+import tempfile
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -10,10 +14,11 @@ from test_conversation import ask
 from test_pipeline import ANSWER, Clock, Engine, Reply, World
 
 from trimtab.config import load, replicas
-from trimtab.errors import ConfigError, UpstreamUnreachable
+from trimtab.errors import ConfigError, StoreError, UpstreamUnreachable
 from trimtab.flight import Flight
 from trimtab.levers import exact_cache, place
 from trimtab.protocols import CODECS
+from trimtab.sockets import socket_folder
 from trimtab.stores.memory import MemoryStore
 from trimtab.types import Attempt, Plan, Purpose, Target
 from trimtab.wire.neighbours import Neighbours
@@ -96,6 +101,20 @@ async def test_an_answer_of_any_replica_is_kept():
     last = len(world.journal.rows) - 1
     await world.ask(f"{last}" + TEXT, [cache])
     assert (world.row.cache, world.row.attempts) == ("hit", ())
+
+
+def test_sockets_are_in_the_run_folder_unless_its_path_is_too_long_for_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    short, long = Path("/d/run"), tmp_path / ("x" * 80) / "run"
+    assert socket_folder(short) == short
+    found = socket_folder(long)
+    assert found.parent == tmp_path
+    assert stat.S_IMODE(found.stat().st_mode) == 0o700
+    assert socket_folder(long) == found != socket_folder(long.parent)
+    other = os.getuid() + 1
+    monkeypatch.setattr(os, "getuid", lambda: other)
+    with pytest.raises(StoreError, match="belongs to somebody else"):
+        socket_folder(long)
 
 
 async def test_neighbours_hear_each_other_and_not_themselves(tmp_path):

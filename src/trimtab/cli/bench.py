@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ import click
 
 from trimtab.cli.bench_levers import levers
 from trimtab.cli.bench_route import route
+from trimtab.cli.progress import progress
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -66,7 +66,7 @@ def cache(stream: Path | None, pairs: Path | None, as_json: bool, **options: Any
     if pairs is not None:
         found = reuse.read_pairs(pairs)
         accurate, fast = _embedders(options["embedder"])
-        with _progress("Scoring pairs", len(found)) as tick:
+        with progress("Scoring pairs", len(found)) as tick:
             scores = reuse.score_pairs(found, accurate, fast, tick)
         import numpy as np
 
@@ -88,7 +88,7 @@ def _run_stream(asked: list[Any], options: dict[str, Any]) -> Reuse:
         return reuse.embed_one(text, accurate, fast)
 
     embed("warm up")  # the first call of a session allocates
-    with _progress("Asking", len(asked)) as tick:
+    with progress("Asking", len(asked)) as tick:
         if options["mode"] == "static":
             return reuse.run_static(asked, options["threshold"], embed, tick)
         terms = Terms(options["max_wrong"], options["audit"], options["strict"], options["seed"])
@@ -102,18 +102,6 @@ def _embedders(kind: str) -> tuple[Embedder, Embedder]:
     folder = cache_dir(os.environ)
     fast = load_fast(folder, shown_on_stderr("the fast embedder"))
     return (fast if kind == "fast" else load_accurate(folder, shown_on_stderr("the accurate embedder"))), fast
-
-
-@contextlib.contextmanager
-def _progress(title: str, total: int) -> Iterator[Callable[[], None]]:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=total)
-        yield lambda: bar.advance(task)
 
 
 def _print(figures: Any, as_json: bool, lines: Callable[[], Iterator[str]]) -> None:

@@ -9,13 +9,14 @@ import platform
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from trimtab.cli.progress import progress
 from trimtab.errors import BadRequest
 
 if TYPE_CHECKING:
@@ -200,33 +201,11 @@ def _judge() -> Callable[[str, str], bool | None]:
 
 
 class _View:
-    """Bars on a terminal, else a line for each tenth of a step."""
-
-    def __init__(self) -> None:
-        from rich.console import Console
-
-        self._console = Console(stderr=True, highlight=False)
+    """On stderr."""
 
     def say(self, text: str) -> None:
-        self._console.print(text, markup=False)
+        click.echo(text, err=True)
 
-    @contextlib.contextmanager
-    def bar(self, title: str, total: int) -> Iterator[Callable[[], None]]:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        shown = self._console.is_terminal
-        done = 0
-        if not shown:
-            self.say(title)
-        with Progress(*columns, console=self._console, disable=not shown) as bar:
-            task = bar.add_task(title, total=total)
-
-            def tick() -> None:
-                nonlocal done
-                done += 1
-                bar.advance(task)
-                if not shown and done % max(1, total // 5) == 0:
-                    self.say(f"  {done} of {total}")
-
-            yield tick
+    def bar(self, title: str, total: int) -> contextlib.AbstractContextManager[Callable[[], object]]:
+        click.echo(title, err=True)
+        return progress("  asked", total, "  {done} of {total}")

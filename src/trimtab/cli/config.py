@@ -101,7 +101,7 @@ def _json_report(found: Config | None, problems: list[Problem]) -> dict[str, Any
         "models": {name: model.engine for name, model in found.models.items()},
         "routes": list(found.routes),
         "capture": {name: route.capture for name, route in found.routes.items() if route.capture is not None},
-        "levers": {name: _is_on(name, settings) for name, settings in found.levers.items()},
+        "levers": {name: _is_on(name, settings, found) for name, settings in found.levers.items()},
         "keys": {name: key.tenant for name, key in found.keys.items()},
     }
 
@@ -164,10 +164,13 @@ def _shadow(shadow: ShadowConfig) -> str:
     )
 
 
-def _is_on(lever: str, settings: Any) -> bool:
-    from trimtab.config import find
+def _is_on(lever: str, settings: Any, found: Config) -> bool:
+    from trimtab.config import find, replicas
 
-    in_use = getattr(find("levers", lever), "in_use", None)
+    module = find("levers", lever)
+    if getattr(module, "NEEDS_REPLICAS", False):
+        return bool(replicas(found))
+    in_use = getattr(module, "in_use", None)
     if in_use is not None:
         return bool(in_use(settings))
     return bool(getattr(settings, "enabled", getattr(settings, "mode", "") != "off"))
@@ -175,7 +178,7 @@ def _is_on(lever: str, settings: Any) -> bool:
 
 def _lever(name: str, found: Config) -> str:
     def state(settings: Any) -> str:
-        return str(getattr(settings, "mode", "on" if _is_on(name, settings) else "off"))
+        return str(getattr(settings, "mode", "on" if _is_on(name, settings, found) else "off"))
 
     own = [
         f"{state(route.levers[name])} on {route_name}"

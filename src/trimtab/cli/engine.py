@@ -11,6 +11,7 @@ import click
 
 from trimtab.cli.engine_status import status
 from trimtab.cli.ledger_view import plain_table, terminal
+from trimtab.cli.progress import bar
 from trimtab.cli.speculate import speculate_bench
 from trimtab.errors import BadRequest
 
@@ -100,16 +101,13 @@ def _source(model: str) -> tuple[Path, str]:
 @contextlib.contextmanager
 def _progress(one: Plan) -> Iterator[Callable[[int], None]]:
     """A bar on a terminal, else one line."""
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import DownloadColumn
 
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        click.echo(f"Writing {one.path.name} ({one.size_bytes / 1e6:.0f} MB)", err=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(one.path.name, total=one.size_bytes)
-        yield lambda size_bytes: bar.advance(task, size_bytes)
+    with bar(DownloadColumn()) as shown:
+        if shown.disable:
+            click.echo(f"Writing {one.path.name} ({one.size_bytes / 1e6:.0f} MB)", err=True)
+        task = shown.add_task(one.path.name, total=one.size_bytes)
+        yield lambda size_bytes: shown.advance(task, size_bytes)
 
 
 def _row(one: Plan, seconds: float | None) -> dict[str, Any]:

@@ -6,17 +6,16 @@ import hashlib
 import platform
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-import click
 import msgspec
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from trimtab import __version__
 from trimtab.cli.eval_options import EvalOptions
+from trimtab.cli.progress import Tick, progress
 from trimtab.evals import trial
 from trimtab.evals.client import Client, Incomplete, Refused
 from trimtab.evals.runner import JUDGE, Runner, Setting, in_lines
@@ -24,7 +23,7 @@ from trimtab.evals.runs import Head, Run, RunFile
 from trimtab.evals.sides import Side, named_model, serving
 from trimtab.evals.suite import Item, Suite
 
-_SAY_EVERY_S = 10.0
+_LINE: Final = "{what}: {done} of {total}"
 
 
 class Evaluation:
@@ -93,9 +92,9 @@ class Evaluation:
         """A step, on stderr."""
         self._console.print(text, highlight=False)
 
-    def bar(self, title: str, total: int) -> _Bar:
-        """Progress, with an estimate of the time left; a context manager that gives what to call after each item."""
-        return _Bar(self._console, title, total)
+    def bar(self, title: str, total: int) -> AbstractContextManager[Tick]:
+        """Progress through items."""
+        return progress(title, total, _LINE)
 
 
 async def try_judge(side: Side, labels: Path, min_kappa: float, options: EvalOptions) -> trial.Trial:
@@ -114,7 +113,7 @@ async def try_judge(side: Side, labels: Path, min_kappa: float, options: EvalOpt
                 tick()
 
         try:
-            with _Bar(Console(stderr=True), f"{side.model} judges", len(found)) as tick:
+            with progress(f"{side.model} judges", len(found), _LINE) as tick:
                 await in_lines(options.concurrency, lambda: one_line(tick))
         finally:
             await client.close()
@@ -154,27 +153,3 @@ class Asking:
                 f"{stopped.message}. {asked} answers are kept in {self.file.path}; the same command goes on from "
                 "there, and there is no verdict before the end"
             ) from None
-
-
-class _Bar:
-    def __init__(self, console: Console, title: str, total: int) -> None:
-        self._console, self._title, self._total = console, title, total
-        self._done, self._told = 0, time.monotonic()
-        columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self._progress = Progress(*columns, console=console, disable=not console.is_terminal)
-        self._task = self._progress.add_task("", total=total)
-
-    def __enter__(self) -> Callable[..., None]:
-        self._progress.start()
-        return self._tick
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    def _tick(self, count: int = 1) -> None:
-        self._done += count
-        self._progress.advance(self._task, count)
-        now = time.monotonic()
-        if not self._console.is_terminal and (now - self._told > _SAY_EVERY_S or self._done == self._total):
-            self._told = now
-            click.echo(f"{self._title}: {self._done} of {self._total}", err=True)

@@ -14,6 +14,7 @@ import click
 from trimtab import __version__
 from trimtab.cli.capture import key_option, key_variables
 from trimtab.cli.place import data_folder
+from trimtab.cli.progress import bar
 from trimtab.cli.run_by_default import RunByDefault
 from trimtab.errors import BadRequest
 
@@ -298,21 +299,18 @@ async def _until_interrupted(work: Coroutine[Any, Any, None]) -> bool:
 
 @contextlib.contextmanager
 def _progress(total: int) -> Any:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import MofNCompleteColumn, TextColumn
 
     errors = 0
-    console = Console(stderr=True)
-    columns = (TextColumn("Replaying"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
-    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=total, note="")
+    with bar(MofNCompleteColumn(), TextColumn("{task.fields[note]}")) as shown:
+        task = shown.add_task("Replaying", total=total, note="")
 
         def tick(timing: Timing) -> None:
             nonlocal errors
             errors += not timing.ok
-            bar.update(task, advance=1, note=f"{errors} failed" if errors else "")
+            shown.update(task, advance=1, note=f"{errors} failed" if errors else "")
 
-        if not console.is_terminal:
+        if shown.disable:
             click.echo(f"Replaying {total:,} requests ...", err=True)
         yield tick
 

@@ -7,13 +7,14 @@ import contextlib
 import shutil
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import click
 import msgspec
 
+from trimtab.cli.progress import progress
 from trimtab.errors import BadRequest, TrimtabError
 
 if TYPE_CHECKING:
@@ -89,14 +90,15 @@ async def _bench(folder: Path, options: dict[str, Any]) -> list[Row]:
     rows = []
     async with contextlib.AsyncExitStack() as stack:
         running = [await stack.enter_async_context(_served(folder / way.name, way, options)) for way in ways]
-        with _progress(sum(map(len, work.values())) * len(ways)) as step:
+        total = sum(map(len, work.values())) * len(ways)
+        with progress("asking", total, "{done} of {total} answers ({what})") as tick:
             for name, asked in work.items():
                 samples: dict[str, list[Sample]] = {way.name: [] for way in ways}
                 for number, prompt in enumerate(asked):
                     first = number % len(running)  # each comes first as often
                     for one in (*running[first:], *running[:first]):
                         samples[one.way.name].append(await _ask(one.origin, number, prompt, options["max_tokens"]))
-                        step(f"{name}: {one.way.name}")
+                        tick(what=f"{name}: {one.way.name}")
                 plain = samples[speculation.BASELINE]
                 rows += [
                     speculation.row(one, name, plain, found, seed=options["seed"]) for one, found in samples.items()
@@ -167,28 +169,6 @@ async def _ask(origin: Origin, number: int, prompt: str, max_tokens: int) -> Sam
         raise TrimtabError(f"the engine answered {reply.status}: {said[:300].decode(errors='replace')}")
     cost = dict(reply.header_items()).get("x-trimtab-cost-usd")
     return speculation.sample(number, said, None if cost is None else float(cost))
-
-
-@contextlib.contextmanager
-def _progress(total: int) -> Iterator[Callable[[str], None]]:
-    """A bar on a terminal, else a line for each tenth of the way."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    done = 0
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("asking", total=total)
-
-        def step(what: str) -> None:
-            nonlocal done
-            done += 1
-            bar.update(task, advance=1, description=what)
-            if not console.is_terminal and done % max(1, total // 10) == 0:
-                click.echo(f"{done} of {total} answers ({what})", err=True)
-
-        yield step
 
 
 def _show(rows: Sequence[Row], chosen: dict[str, str]) -> None:

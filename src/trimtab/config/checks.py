@@ -11,7 +11,7 @@ import msgspec
 
 from trimtab.config.problems import Path, Problems, choices, shown
 from trimtab.config.registry import find
-from trimtab.config.routing import check_routing, settings_by_path, unknown_model
+from trimtab.config.routing import check_routing, unknown_model
 from trimtab.config.schema import (
     CaptureConfig,
     Config,
@@ -19,6 +19,7 @@ from trimtab.config.schema import (
     KeyConfig,
     TelemetryConfig,
     keeps_similar,
+    settings_by_path,
     shadowed_routes,
 )
 from trimtab.config.stores import check_store
@@ -231,15 +232,15 @@ def otlp_missing() -> str:
 def _check_models_of_levers(config: Config, models: set[str], problems: Problems) -> None:
     """Models that levers and shadows name; where an engine takes any name, any will do."""
     named = [
-        ((*path, "judge_model"), settings.judge_model) for path, settings in settings_by_path("semantic_cache", config)
+        ((*path, "judge_model"), settings.judge_model) for path, settings in settings_by_path(config, "semantic_cache")
     ]
-    named += [((*path, "model"), settings.model) for path, settings in settings_by_path("ab", config)]
+    named += [((*path, "model"), settings.model) for path, settings in settings_by_path(config, "ab")]
     shadows = [(name, route.shadow) for name, route in config.routes.items() if route.shadow is not None]
     named += [(("routes", name, "shadow", "judge_model"), shadow.judge_model) for name, shadow in shadows]
     for path, model in named:
         if model and (message := unknown_model(model, config, models)):
             problems.add(path, message)
-    for path, settings in settings_by_path("ab", config):
+    for path, settings in settings_by_path(config, "ab"):
         route = config.routes.get(path[1]) if path[0] == "routes" else None
         if route is not None and settings.model and settings.model == route.model:
             message = f"{shown(settings.model)} is the route's own model; name another, or leave it out"
@@ -252,7 +253,7 @@ def _check_similar(config: Config, problems: Problems) -> None:
     try:
         require_packages()
     except ConfigError as error:
-        for path, settings in settings_by_path("semantic_cache", config):
+        for path, settings in settings_by_path(config, "semantic_cache"):
             if settings.mode != "off":
                 problems.add((*path, "mode"), error.problems[0])
         for name in shadowed_routes(config):

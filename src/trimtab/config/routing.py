@@ -3,46 +3,35 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from pathlib import Path as FilePath
 from typing import Any, Final
 
 from trimtab.config.problems import Path, Problems, choices, shown
-from trimtab.config.schema import Config
+from trimtab.config.schema import Config, settings_by_path
 from trimtab.errors import ConfigError
 from trimtab.routing import router
 from trimtab.types import Usage
 
-DEFAULT_ROUTER: Final = "default"
-CLASSIFIER: Final = "classifier"
-_BUDGETS: Final = ("strong_share", "max_usd_per_request", "quality_floor")
-_TYPICAL: Final = Usage(input=1000, output=300)
+_TYPICAL_INPUT: Final = 1000  # tokens
 
 
 def router_path(config: Config, settings: Any) -> FilePath:
     """The router's file that settings of the lever `route` name."""
-    if settings.predictor in (DEFAULT_ROUTER, CLASSIFIER):
+    from trimtab.levers.route import router_file
+
+    if not (name := router_file(settings)):
         return router.DEFAULT
-    return FilePath(config.source).parent / FilePath(settings.predictor).expanduser()
+    return FilePath(config.source).parent / FilePath(name).expanduser()
 
 
 def check_routing(config: Config, models: set[str], problems: Problems) -> None:
     """Report rules and routers that name what is not there, and budgets that nothing can keep."""
-    for path, settings in settings_by_path("policy", config):
+    for path, settings in settings_by_path(config, "policy"):
         for name, rule in settings.rules.items():
             _check_rule((*path, "rules", name), rule, config, models, problems)
-    for path, settings in settings_by_path("route", config):
+    for path, settings in settings_by_path(config, "route"):
         if settings.mode != "off":
             _check_route(path, settings, config, models, problems)
-
-
-def settings_by_path(lever: str, config: Config) -> Iterator[tuple[Path, Any]]:
-    """A lever's settings, of all routes and of those that override them, with the tables that they are in."""
-    tables: list[tuple[Path, Any]] = [(("levers",), config.levers)]
-    tables += [(("routes", name, "levers"), route.levers) for name, route in config.routes.items()]
-    for path, levers in tables:
-        if (settings := levers.get(lever)) is not None:
-            yield (*path, lever), settings
 
 
 def unknown_model(name: str, config: Config, models: set[str]) -> str:
@@ -64,6 +53,8 @@ def _check_rule(path: Path, rule: Any, config: Config, models: set[str], problem
 
 
 def _check_route(path: Path, settings: Any, config: Config, models: set[str], problems: Problems) -> None:
+    from trimtab.levers.route.settings import CLASSIFIER, budgets
+
     before = len(problems)
     if not settings.weak:
         problems.add((*path, "weak"), 'is missing; name the cheap model, or set mode = "off"')
@@ -74,8 +65,7 @@ def _check_route(path: Path, settings: Any, config: Config, models: set[str], pr
     if settings.weak and settings.weak in (settings.strong, settings.second):
         name = "strong" if settings.weak == settings.strong else "second"
         problems.add((*path, name), f"is the weak model itself, {shown(settings.weak)}; name another")
-    wanted = [name for name in _BUDGETS if getattr(settings, name) is not None]
-    if len(wanted) > 1:
+    if len(wanted := budgets(settings)) > 1:
         problems.add((*path, wanted[1]), f"only one budget can be kept; {wanted[0]} is set, too")
     if settings.predictor == CLASSIFIER:
         if not settings.classifier_model:
@@ -89,6 +79,7 @@ def _check_route(path: Path, settings: Any, config: Config, models: set[str], pr
 
 
 def _check_router(path: Path, settings: Any, config: Config, problems: Problems) -> None:
+    from trimtab.levers.route.settings import budgets
     from trimtab.semantic.embed import require_packages
 
     try:
@@ -103,11 +94,7 @@ def _check_router(path: Path, settings: Any, config: Config, problems: Problems)
             problems.add((*path, name), f"the router was trained for {shown(trained)}, not {shown(own)}")
     if settings.quality_floor is not None and settings.cascade and not head.after:
         problems.add((*path, "cascade"), "the router learned from no answers, so it cannot tell what one of them loses")
-    if (
-        settings.cascade is False
-        and head.kind == "cascade"
-        and not any(getattr(settings, name) is not None for name in _BUDGETS)
-    ):
+    if settings.cascade is False and head.kind == "cascade" and not budgets(settings):
         problems.add((*path, "cascade"), "the router's own setting is a cascade: leave it on, or set strong_share")
     if head.weak:
         return
@@ -130,9 +117,11 @@ def _check_prices(path: Path, settings: Any, config: Config, problems: Problems)
     if not settings.strong:
         problems.add((*path, "strong"), "is missing; a ceiling on cost takes the strong model's price")
         return
+    from trimtab.levers.route.settings import TAKEN_OUTPUT
     from trimtab.prices import Prices
 
     prices, usd = Prices.of_tables(config.prices, config.models), {}
+    typical = Usage(input=_TYPICAL_INPUT, output=TAKEN_OUTPUT)
     for name in ("weak", "strong"):
         model = getattr(settings, name)
         own = config.models.get(model)
@@ -140,7 +129,7 @@ def _check_prices(path: Path, settings: Any, config: Config, problems: Problems)
         kind = config.engines[engine].settings if engine in config.engines else None
         provider = str(getattr(kind, "provider", "") or "")
         upstream = own.name if own is not None else model
-        nusd = prices.price(provider, upstream, _TYPICAL, time.time(), engine=engine, machine_s=None).nusd
+        nusd = prices.price(provider, upstream, typical, time.time(), engine=engine, machine_s=None).nusd
         if nusd is None:
             problems.add(key, f'no price is known for {shown(model)}; add price = {{ ... }} to [models."{model}"]')
             return

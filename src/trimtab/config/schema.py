@@ -6,11 +6,13 @@ lever are the `Config` Struct of that module; they stay `Any` here, so that a ne
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
 
+from trimtab.config.problems import Path
 from trimtab.config.registry import find, shared_settings
 from trimtab.slo import Objective, parse_slo
 from trimtab.types import Timeouts
@@ -267,8 +269,16 @@ def is_used(config: Config, lever: str) -> bool:
 
 def settings_of(config: Config, lever: str) -> list[Any]:
     """A lever's settings, of all routes and of those that override them."""
-    found = [config.levers.get(lever), *(route.levers.get(lever) for route in config.routes.values())]
-    return [one for one in found if one is not None]
+    return [settings for _, settings in settings_by_path(config, lever)]
+
+
+def settings_by_path(config: Config, lever: str) -> Iterator[tuple[Path, Any]]:
+    """The same, each with the table that it is in."""
+    tables: list[tuple[Path, dict[str, Any]]] = [(("levers",), config.levers)]
+    tables += [(("routes", name, "levers"), route.levers) for name, route in config.routes.items()]
+    for path, levers in tables:
+        if (settings := levers.get(lever)) is not None:
+            yield (*path, lever), settings
 
 
 def replicas(config: Config) -> dict[str, tuple[str, ...]]:

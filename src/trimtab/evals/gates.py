@@ -22,7 +22,7 @@ _log: Final = logging.getLogger("trimtab")
 _OF_THE_GATE: Final = ("gate", "verdict")  # settings that change no answer
 
 
-class Gate:
+class Verdicts:
     """A lever's verdicts, by the tables of the routes; their files are read here, once.
 
     `made_of` names the file that settings are about, if they are about any: what was judged must be the present one.

@@ -43,7 +43,7 @@ class View(Protocol):
     def say(self, text: str) -> None:
         """A line."""
 
-    def bar(self, title: str, total: int) -> AbstractContextManager[Callable[[], None]]:
+    def bar(self, title: str, total: int) -> AbstractContextManager[Callable[[], object]]:
         """Something that is called once for each of `total`."""
         ...
 
@@ -287,7 +287,7 @@ def _head(workflow: str, cache: str = "") -> bytes:
     return (lines + (f"x-trimtab-cache: {cache}\r\n" if cache else "")).encode()
 
 
-def _noting(timings: list[Timing], tick: Callable[[], None]) -> Callable[[Timing], None]:
+def _noting(timings: list[Timing], tick: Callable[[], object]) -> Callable[[Timing], None]:
     def note(timing: Timing) -> None:
         timings.append(timing)
         tick()

@@ -13,7 +13,7 @@ import msgspec
 from trimtab.config import load
 from trimtab.errors import BadRequest
 from trimtab.evals import verdicts
-from trimtab.evals.gates import Gate
+from trimtab.evals.gates import Verdicts
 from trimtab.quality.verdict import Ruling
 from trimtab.types import Scope
 
@@ -121,7 +121,7 @@ def _semantic(setup: Setup, terms: Terms, folder: Path) -> Setup | str:
     tried = msgspec.structs.replace(setup, semantic=table)
     file = folder / "semantic.toml"
     file.write_text(tried.toml(), encoding="utf-8")
-    why_not = Gate(load(file, os.environ), "semantic_cache").why_not(Scope("default"), MODEL)
+    why_not = Verdicts(load(file, os.environ), "semantic_cache").why_not(Scope("default"), MODEL)
     return f"{Path(verdict).name}: {why_not}" if why_not else tried
 
 

@@ -19,6 +19,7 @@ from trimtab.protocols.reuse import is_chat
 from trimtab.types import Attempt, Continue, Decision, Outcome, Plan, Purpose, Request, Slot
 
 CHANGES_ANSWERS: Final = False
+NEEDS_REPLICAS: Final = True  # without any, the lever does nothing
 _NAME: Final = "place"
 _VERSION: Final = "1"
 _BYTES_PER_TOKEN: Final = 4
@@ -34,11 +35,6 @@ class Config(msgspec.Struct, frozen=True):
 
 
 PER_ROUTE: Final = ()
-
-
-def in_use(settings: Config) -> bool:
-    """Whether the lever does anything: where models have `replicas`."""
-    return True
 
 
 class Told(msgspec.Struct, frozen=True):

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import os
-import tempfile
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
 from trimtab.ports import Answered
+from trimtab.sockets import socket_folder
 from trimtab.types import Asked, Embedded, ReuseTerms, Similar, Stored
 
 _LONGEST_BYTES: Final = 64 << 20
-_LONGEST_PATH: Final = 100  # bytes; the kernel takes 107
 
 
 class Look(msgspec.Struct, frozen=True, gc=False, tag="look"):
@@ -162,12 +159,5 @@ async def read(reader: asyncio.StreamReader) -> bytes:
 
 
 def socket_path(data_dir: Path) -> Path:
-    """Where the process listens: in the data folder or, where that path is too long for a socket, in the temporary one.
-
-    The name there has a hash of the data folder and the user's id, and the socket is for that user only.
-    """
-    path = data_dir / "run" / "similar.sock"
-    if len(os.fsencode(path)) <= _LONGEST_PATH:
-        return path
-    mark = hashlib.sha256(os.fsencode(path)).hexdigest()[:16]
-    return Path(tempfile.gettempdir()) / f"trimtab-{os.getuid()}-{mark}.sock"
+    """Where the process listens. Raises StoreError if the folder for it is somebody else's."""
+    return socket_folder(data_dir / "run") / "similar.sock"

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import logging
-import os
 import socket
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -18,7 +15,6 @@ import msgspec
 _log = logging.getLogger("trimtab")
 
 _LONGEST_BYTES: Final = 60_000
-_LONGEST_FOLDER: Final = 70  # bytes; the kernel takes 107 of a socket's path
 _LOOK_EVERY: Final = 200  # messages between two looks at who is there
 
 
@@ -71,18 +67,3 @@ class Neighbours:
                     self.hear(message)
                 except (msgspec.MsgspecError, ValueError) as error:
                     _log.warning("a worker told what cannot be read: %s", error)
-
-
-def folder_for(run: Path) -> Path:
-    """Where the sockets are: in the run folder or, where that path is too long for one, in a private temporary one.
-
-    Raises OSError if somebody else has that.
-    """
-    if len(os.fsencode(run)) <= _LONGEST_FOLDER:
-        return run
-    mark = hashlib.sha256(os.fsencode(run)).hexdigest()[:16]
-    folder = Path(tempfile.gettempdir()) / f"trimtab-{os.getuid()}-{mark}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    if folder.stat().st_uid != os.getuid():
-        raise OSError(f"{folder} belongs to somebody else")
-    return folder

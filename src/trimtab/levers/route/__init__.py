@@ -15,8 +15,8 @@ from msgspec import structs
 
 from trimtab.levers.route import budgets, questions, thread
 from trimtab.levers.route.cascade import Cascade, Case
-from trimtab.levers.route.settings import CLASSIFIER, DEFAULT_ROUTER, Config, Facts, Means, cascades
-from trimtab.levers.route.thread import TAKEN_OUTPUT, Found
+from trimtab.levers.route.settings import CLASSIFIER, TAKEN_OUTPUT, Config, Facts, Means, cascades, router_file
+from trimtab.levers.route.thread import Found
 from trimtab.ports import Thread
 from trimtab.protocols import conversation
 from trimtab.protocols.conversation import Conversation
@@ -37,7 +37,7 @@ from trimtab.types import (
     Usage,
 )
 
-__all__ = ["CLASSIFIER", "DEFAULT_ROUTER", "Config", "Facts", "Means", "RouteByGain", "build", "in_use"]
+__all__ = ["CLASSIFIER", "Config", "Facts", "Means", "RouteByGain", "build", "in_use", "router_file"]
 
 CHANGES_ANSWERS: Final = True
 _NAME: Final = "route"

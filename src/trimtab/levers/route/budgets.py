@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from trimtab.levers.route.settings import Config, Facts, Means, budgets, cascades
+from trimtab.levers.route.settings import Config, Facts, Means, cascades
 from trimtab.routing import dial as dials
 from trimtab.routing.dial import Budget, Dial
 from trimtab.types import Record, Target
@@ -21,9 +21,9 @@ class Served(NamedTuple):
 
 def dial_of(route: str, config: Config, facts: Facts, means: Means) -> Dial | None:
     """The route's dial, None if no budget is set."""
-    if not budgets(config):
+    if (budget := _budget(config)) is None:
         return None
-    table, budget = facts.table(route), _budget(config)
+    table = facts.table(route)
     dial = means.dials.get(table)
     if dial is None:
         found = facts.head(config)
@@ -51,10 +51,11 @@ def spend(dial: Dial, config: Config, record: Record, facts: Facts, served: Serv
         dial.spend(nusd / 1e9)
 
 
-def _budget(config: Config) -> Budget:
+def _budget(config: Config) -> Budget | None:
     if config.strong_share is not None:
         return dials.strong_share(config.strong_share)
     if config.quality_floor is not None:
         return dials.mean_loss(1 - config.quality_floor)
-    ceiling = config.max_usd_per_request or 0.0
+    if (ceiling := config.max_usd_per_request) is None:
+        return None
     return dials.mean_cost(ceiling, 0.0, 2 * ceiling)  # until it is measured how far apart the models are

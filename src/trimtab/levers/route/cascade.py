@@ -57,12 +57,12 @@ class Cascade:
     async def read(self, case: Case, reply: Reply, others: list[Reply | None]) -> Verdict:
         """Judge an answer, by the cheap checks first. `others` are those that were asked beside it."""
         config, request = case.config, case.request
-        wrong = checks.problem(config.checks, request, reply, self._facts.whole, json=case.json)
+        text = answer_text(reply.body, request.dialect)
+        wrong = checks.problem(config.checks, request, reply, text, self._facts.whole, json=case.json)
         wrong = wrong or _doubts(config, reply)
-        text = checks.text_of(request, reply)
         if wrong or text is None:
             return Verdict(wrong)
-        texts = [None if one is None else checks.text_of(request, one) for one in others]
+        texts = [None if one is None else answer_text(one.body, request.dialect) for one in others]
         if wrong := _disagreement(config, text, texts):
             return Verdict(wrong)
         verdict = await self._expected(case, text, texts[0] if config.second else None)

@@ -8,7 +8,6 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from trimtab.protocols import answer_text
 from trimtab.protocols.reuse import Whole
 from trimtab.semantic.declining import declines
 from trimtab.types import Reply, Request
@@ -29,14 +28,13 @@ _CALLS: Final = re.compile(rb'"tool_calls"\s*:\s*\[\s*\{|"type"\s*:\s*"tool_use"
 _FENCE: Final = re.compile(r"\A\s*```[a-z]*\s*\n(?P<inner>.*)\n```\s*\Z", re.DOTALL)
 
 
-def text_of(request: Request, reply: Reply) -> str | None:
-    """What the answer says; None if it is not text alone (a tool call)."""
-    return answer_text(reply.body, request.dialect)
+def problem(
+    checks: tuple[Check, ...], request: Request, reply: Reply, text: str | None, whole: Whole, *, json: bool
+) -> str:
+    """The first thing that is wrong with an answer, in words; "" if nothing is. `json`: it has to be JSON.
 
-
-def problem(checks: tuple[Check, ...], request: Request, reply: Reply, whole: Whole, *, json: bool) -> str:
-    """The first thing that is wrong with an answer, in words; "" if nothing is. `json`: it has to be JSON."""
-    text = text_of(request, reply)
+    `text` is what it says, None if it is not text alone (a tool call).
+    """
     if not (text or "").strip() and not _CALLS.search(reply.body):
         return "an empty answer"
     if "length" in checks and not whole(request.dialect, reply.finish, request.fields):

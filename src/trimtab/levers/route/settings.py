@@ -16,6 +16,7 @@ from trimtab.types import Dialect, Record, Scope, Target, Usage
 
 DEFAULT_ROUTER: Final = "default"
 CLASSIFIER: Final = "classifier"
+TAKEN_OUTPUT: Final = 300  # tokens that an answer is taken to have, where a price is predicted
 
 Share = Annotated[float, msgspec.Meta(ge=0, le=1, description="a share from 0 to 1")]
 Floor = Annotated[float, msgspec.Meta(gt=0, le=1, description="a share above 0, up to 1")]
@@ -64,6 +65,11 @@ def budgets(settings: Config) -> list[str]:
     """The names of the budgets that are set."""
     names = ("strong_share", "max_usd_per_request", "quality_floor")
     return [name for name in names if getattr(settings, name) is not None]
+
+
+def router_file(settings: Config) -> str:
+    """The router's file as it is named; "" for the router that comes with Trimtab, and for a classifier."""
+    return "" if settings.predictor in (DEFAULT_ROUTER, CLASSIFIER) else settings.predictor
 
 
 class Facts(NamedTuple):

@@ -10,11 +10,11 @@ from typing import Final, NamedTuple
 
 import msgspec
 
+from trimtab.levers.route.settings import TAKEN_OUTPUT
 from trimtab.ports import Thread, Threads
 from trimtab.protocols.conversation import Conversation
 from trimtab.types import Scope, Target, Usage
 
-TAKEN_OUTPUT: Final = 300  # tokens that an answer is taken to have, where a price is predicted
 _SHORT_WORDS: Final = 5  # a turn of so few words leans on the one before it
 _NODS: Final = re.compile(
     r"\W*(?:yes|yeah|yep|no|nope|ok(?:ay)?|sure|please|go(?: on| ahead)?|continue|proceed|do (?:it|that|so)|"
