@@ -136,7 +136,7 @@ class Dispatcher:
         request, engine, task = flight.request, self.engines[attempt.target.engine], sink.watch()
         gate = self.gates.get(engine.name) if request.model else None  # what names no model keeps none busy
         place = None if gate is None else await self._turn(gate, flight, attempt, request)
-        call = Call(self._desk, flight, attempt, engine, task)
+        call = self._call(flight, attempt, task, place)
         try:
             return await self._relay(flight, call, message, sink, head)
         finally:
@@ -181,7 +181,7 @@ class Dispatcher:
         gate = self.gates.get(engine.name)
         beside = attempts is not flight.attempts  # then its wait is no stage of the request's
         place = None if gate is None else await self._turn(gate, inner if beside else flight, attempt, request)
-        call = Call(self._desk, inner, attempt, engine, task)
+        call = self._call(inner, attempt, task, place)
         try:
             with call:
                 await _open(call, request, body)
@@ -227,7 +227,7 @@ class Dispatcher:
         body = _upstream_body(request, attempt.target, engine.dialect)
         gate = self.gates.get(engine.name)
         place = None if gate is None else await self._turn(gate, flight, attempt, request)
-        call = Call(self._desk, flight, attempt, engine, task)
+        call = self._call(flight, attempt, task, place)
         try:
             with call:
                 await _open(call, request, body)
@@ -237,6 +237,12 @@ class Dispatcher:
         finally:
             if place is not None:
                 place.leave(_done(call))
+
+    def _call(self, flight: Flight, attempt: Attempt, task: asyncio.Task[None], place: Place | None) -> Call:
+        call = Call(self._desk, flight, attempt, self.engines[attempt.target.engine], task)
+        if place is not None:
+            call.queue_s = place.waited_s
+        return call
 
     async def _turn(self, gate: Gate, flight: Flight, attempt: Attempt, request: Request) -> Place:
         """Wait for a place at the engine. Raises RateLimited or Overloaded where that takes too long.
@@ -260,7 +266,7 @@ class Dispatcher:
         if "json" not in reply.content_type:
             raise UpstreamInvalid(f"{call.engine.name} answered {reply.content_type or 'no content type'}, not JSON")
         facts = CODECS[dialect].read_reply(body)
-        call.model, call.finish = facts.model, facts.finish
+        call.model, call.finish, call.work = facts.model, facts.finish, facts.work
         call.whole = True
         call.count(facts.usage, facts.text_chars // BYTES_PER_TOKEN)
         if dialect != request.dialect:
@@ -301,6 +307,7 @@ class Dispatcher:
                 out = None if scanner.ended or call.at_end else await _next(call, scanner)
         finally:
             call.model, call.finish, call.whole = scanner.model, scanner.finish, scanner.ended
+            call.work = scanner.work
             call.count(scanner.usage, scanner.tokens_seen)
         if scanner.error:
             flight.error = f"the upstream reported an error inside the stream: {scanner.error}"
