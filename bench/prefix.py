@@ -25,6 +25,7 @@ import contextlib
 import json
 import os
 import random
+import statistics
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Sequence
@@ -247,22 +248,35 @@ def of_ledger(folder: Path, found: Sequence[Asked]) -> int:
     return sum(rows.get(one.id) != (one.input_tokens - one.cached_tokens, one.cached_tokens) for one in found)
 
 
-def targets(rows: Sequence[Row], differing: int) -> list[dict[str, Any]]:
+def gain(found: Sequence[Asked]) -> float:
+    """How many times as fast the second request of each prefix was: the geometric mean."""
+    pairs: dict[tuple[int, int], dict[bool, float]] = {}
+    for one in found:
+        pairs.setdefault((one.tokens, one.round), {})[one.warm] = one.ttft_s
+    return statistics.geometric_mean([pair[False] / pair[True] for pair in pairs.values()])
+
+
+def targets(rows: Sequence[Row], gained: float, differing: int) -> list[dict[str, Any]]:
     """Each target with its figure; the claim is not met where its length was not measured."""
     on, off = ([one for one in rows if one.prefix_cache == name] for name in ENGINES)
     claim = next((one.ratio_low for one in on if one.prefix_tokens == CLAIM_TOKENS), None)
     unread = sum(one.warm_cached_min < one.prefix_tokens for one in on)
-    used, gained = max(one.warm_cached_max for one in off), max(one.ratio for one in off)
+    used = max(one.warm_cached_max for one in off)
     return [
         {
-            "name": f"times as fast at {CLAIM_TOKENS:,} tokens, at least",
+            "name": f"times as fast at {CLAIM_TOKENS:,} tokens, low end, at least",
             "target": CLAIM,
             "value": claim,
             "met": claim is not None and claim >= CLAIM,
         },
         {"name": "lengths whose prefix was not read whole", "target": 0, "value": unread, "met": unread == 0},
         {"name": "most cached tokens with prefix_cache = false", "target": 0, "value": used, "met": used == 0},
-        {"name": "most gain with it", "target": NO_GAIN, "value": gained, "met": gained <= NO_GAIN},
+        {
+            "name": "times as fast with it, all lengths, at most",
+            "target": NO_GAIN,
+            "value": gained,
+            "met": gained <= NO_GAIN,
+        },
         {"name": "requests with other counts in the ledger", "target": 0, "value": differing, "met": differing == 0},
     ]
 
@@ -312,7 +326,7 @@ async def run(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         "rounds": options.rounds,
         "others_share": others,
         "rows": [msgspec.to_builtins(one) for one in rows],
-        "targets": targets(rows, of_ledger(folder, found)),
+        "targets": targets(rows, gain([one for one in found if one.engine == "off"]), of_ledger(folder, found)),
         "samples": [msgspec.to_builtins(msgspec.structs.replace(one, ttft_s=round(one.ttft_s, 6))) for one in found],
     }
 

@@ -19,12 +19,13 @@ from test_protocols_replies import OAI, chunk, event, reply
 
 from trimtab.cli.ledger import ledger
 from trimtab.errors import UpstreamUnreachable
+from trimtab.flight import Flight, Message
 from trimtab.ledger import settle
 from trimtab.protocols import StreamTranslator
 from trimtab.protocols.timings import ABSENT, read_timings
 from trimtab.stores import ledger_db, ledger_reader
 from trimtab.stores.journal import FileJournal
-from trimtab.types import NO_WORK, Attempt, AttemptRecord, Dialect, EngineWork, Scope, Usage
+from trimtab.types import NO_WORK, Attempt, AttemptRecord, Dialect, EngineWork, Request, Scope, Usage
 
 SAID = {
     "cache_n": 90, "prompt_n": 14, "prompt_ms": 120.5, "prompt_per_token_ms": 8.6, "prompt_per_second": 116.2,
@@ -112,6 +113,15 @@ async def test_each_call_has_its_own_figures_and_its_wait():
 async def test_an_answer_at_once_says_it_too():
     world = World(Engine("one", Reply([json.dumps(ANSWER | {"timings": SAID}).encode()])))
     assert [call.work for call in (await world.run(Attempt(A))).attempts] == [WORK]
+
+
+@pytest.mark.parametrize(("more", "work"), [({"timings": SAID}, WORK), ({}, NO_WORK)])
+async def test_what_passes_through_says_it_too(more, work):
+    world = World(Engine("one", Reply([json.dumps({"model": "m", "usage": USAGE} | more).encode()])))
+    request = Request("id1", Dialect.OPENAI, "/v1/completions", Scope("t"), "a", {}, False, False, 4, 100.0, 100.0)
+    await world.pipeline.relay(Flight(request), Attempt(A), Message("POST", "/v1/completions", [], b"{}"), world.sink)
+    (row,) = world.journal.rows
+    assert [(call.work, call.usage.input) for call in row.attempts] == [(work, 104)]
 
 
 async def test_without_a_queue_and_without_a_word_there_is_nothing():
