@@ -4,7 +4,7 @@ PY ?= $(shell tools/pick-python)
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test check lock bench-admission bench-diagnosis bench-gate bench-gate-quants bench-judge-trial bench-overhead bench-placement bench-promise bench-quantization bench-replay bench-replay-referee bench-route bench-route-live bench-route-sessions bench-semantic bench-semantic-latency bench-shadow-live bench-telemetry bench-traces clean
+.PHONY: help demo test check lock bench-admission bench-diagnosis bench-gate bench-gate-quants bench-judge-trial bench-overhead bench-placement bench-prefix bench-promise bench-quantization bench-replay bench-replay-referee bench-route bench-route-live bench-route-sessions bench-semantic bench-semantic-latency bench-shadow-live bench-telemetry bench-traces clean
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 24
 
@@ -65,6 +65,9 @@ bench-traces: $(VENV)/.dev ## replay four real traces against the embedded model
 
 bench-telemetry: $(VENV)/.dev ## what OpenTelemetry costs a request (a minute)
 	@$(BIN)/python bench/telemetry.py
+
+bench-prefix: $(VENV)/.dev ## a prefix that the engine has read: first token of warm prompts beside cold ones (about ten minutes)
+	@$(BIN)/python bench/prefix.py
 
 bench-promise: $(VENV)/.dev ## how often does the semantic cache's promise break, on streams whose truth is known (fifteen minutes)
 	@$(BIN)/python bench/promise.py

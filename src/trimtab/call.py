@@ -13,7 +13,8 @@ from trimtab.errors import UpstreamCut, UpstreamError, UpstreamTimeout
 from trimtab.flight import BusyShare, Deadline, Deadlines, Flight
 from trimtab.ports import Clock, Engine, Journal, UpstreamReply
 from trimtab.protocols import CODECS
-from trimtab.types import NO_USAGE, Attempt, AttemptRecord, End, Intent, Request, Target, Timeouts, Usage
+from trimtab.protocols.timings import read_timings
+from trimtab.types import NO_USAGE, NO_WORK, Attempt, AttemptRecord, End, Intent, Request, Target, Timeouts, Usage
 
 BYTES_PER_TOKEN = 4  # English text; only for estimates, which are marked as such
 _END_OF: dict[type[BaseException], End] = {UpstreamTimeout: End.TIMEOUT, UpstreamCut: End.CUT}
@@ -51,7 +52,8 @@ class Call:
 
     __slots__ = (
         "_desk", "_mark", "_task", "at_end", "attempt", "deadline", "engine", "expired", "finish", "first_s",
-        "flight", "last_at", "machine_s", "model", "n", "reply", "start_s", "usage", "usage_source", "whole",
+        "flight", "last_at", "machine_s", "model", "n", "queue_s", "reply", "start_s", "usage", "usage_source", "whole",
+        "work",
     )  # fmt: skip
 
     def __init__(self, desk: Desk, flight: Flight, attempt: Attempt, engine: Engine, task: asyncio.Task[None]) -> None:
@@ -70,6 +72,8 @@ class Call:
         self.whole = False  # the reply came to its own end
         self.at_end = False  # its body ended, with or without its end mark
         self.machine_s = 0.0
+        self.queue_s: float | None = None  # waited for its place at the engine
+        self.work = NO_WORK
         self.expired = False  # a deadline of ours ended it
 
     def __enter__(self) -> Call:
@@ -124,12 +128,13 @@ class Call:
             self.usage, self.usage_source = estimate, "estimated"
 
     def read_usage(self, body: bytes) -> None:
-        """Usage and model of a JSON reply that was passed through, if it states them."""
+        """Usage, model and timings of a JSON reply that was passed through, if it states them."""
         with contextlib.suppress(msgspec.DecodeError):
             said = msgspec.json.decode(body)
             if isinstance(said, dict) and isinstance(said.get("usage"), dict):
                 self.usage, self.usage_source = CODECS[self.engine.dialect].usage(said["usage"]), "reported"
                 self.model = str(said.get("model", ""))
+                self.work = read_timings(msgspec.Raw(msgspec.json.encode(said.get("timings"))))
 
     def _input_estimate(self) -> int:
         return self.flight.request.body_bytes // BYTES_PER_TOKEN
@@ -162,6 +167,8 @@ class Call:
                 usage_source=self.usage_source,
                 upstream_id=reply.upstream_id if reply is not None else "",
                 machine_s=self.machine_s,
+                queue_s=self.queue_s,
+                work=self.work,
             )
         )
 

@@ -222,7 +222,7 @@ class Dispatcher:
         if "json" not in reply.content_type:
             raise UpstreamInvalid(f"{call.engine.name} answered {reply.content_type or 'no content type'}, not JSON")
         facts = CODECS[dialect].read_reply(body)
-        call.model, call.finish = facts.model, facts.finish
+        call.model, call.finish, call.work = facts.model, facts.finish, facts.work
         call.whole = True
         call.count(facts.usage, facts.text_chars // BYTES_PER_TOKEN)
         if dialect != request.dialect:
@@ -263,6 +263,7 @@ class Dispatcher:
                 out = None if scanner.ended or call.at_end else await _next(call, scanner)
         finally:
             call.model, call.finish, call.whole = scanner.model, scanner.finish, scanner.ended
+            call.work = scanner.work
             call.count(scanner.usage, scanner.tokens_seen)
         if scanner.error:
             flight.error = f"the upstream reported an error inside the stream: {scanner.error}"

@@ -14,6 +14,7 @@
     ├─ Overloaded                       503  yes   the gateway or its engine cannot take more now
     ├─ UpstreamError                    502  -     whatever goes wrong behind us
     │  ├─ UpstreamUnreachable           502  yes   refused, reset, no route, TLS
+    │  │  └─ UpstreamNotConnected       502  yes   nothing was sent
     │  ├─ UpstreamInvalid               502  yes   broke its protocol: bad JSON, wrong type, too large
     │  ├─ UpstreamCut                   502  no    a stream ended before its end mark
     │  ├─ UpstreamTimeout               504  no    one of our deadlines passed
@@ -129,6 +130,10 @@ class UpstreamUnreachable(UpstreamError):
 
     code = "upstream_unreachable"
     retryable = True
+
+
+class UpstreamNotConnected(UpstreamUnreachable):
+    """Nobody took the connection: nothing was sent."""
 
 
 class UpstreamInvalid(UpstreamError):

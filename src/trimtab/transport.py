@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import httptools
 
-from trimtab.errors import TrimtabError, UpstreamInvalid, UpstreamTimeout, UpstreamUnreachable
+from trimtab.errors import TrimtabError, UpstreamInvalid, UpstreamNotConnected, UpstreamTimeout, UpstreamUnreachable
 from trimtab.outbox import outbox
 from trimtab.types import Request
 
@@ -342,7 +342,7 @@ class Origin:
                 f"{self.label} shows a certificate that is not trusted ({exc.verify_message}); name its CA in ca_file"
             ) from None
         except OSError as exc:
-            raise UpstreamUnreachable(f"{self.label} cannot be reached: {exc}") from None
+            raise UpstreamNotConnected(f"{self.label} cannot be reached: {exc}") from None
         self._all.add(connection)
         return connection
 

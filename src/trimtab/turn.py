@@ -37,6 +37,8 @@ class Turn:
         if self._gate is not None:
             self._place = await self._wait(self._gate)
         self._call = Call(self._desk, self._flight, self._attempt, self._engine, self._task)
+        if self._place is not None:
+            self._call.queue_s = self._place.waited_s
         try:
             return self._call.__enter__()
         except BaseException:

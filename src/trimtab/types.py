@@ -359,6 +359,18 @@ class DecisionRecord(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     took_s: float = 0.0
 
 
+class EngineWork(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
+    """What an engine says of its own work on one call; None where it says nothing."""
+
+    prefill_s: float | None = None  # reading the prompt, as far as it was not cached
+    decode_s: float | None = None  # writing the answer
+    drafted_tokens: int | None = None  # guessed by speculation, and how many of them were right
+    accepted_tokens: int | None = None
+
+
+NO_WORK = EngineWork()
+
+
 class AttemptRecord(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """One upstream call as it went. Times are seconds after the request's arrival."""
 
@@ -379,6 +391,8 @@ class AttemptRecord(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     usage_source: str = "none"  # "reported", "estimated" or "none"
     upstream_id: str = ""  # the provider's own request id
     machine_s: float = 0.0  # its share of the engine's busy seconds, for hardware priced by the hour
+    queue_s: float | None = None  # waited for a place at the engine before `start_s`; None where no queue is
+    work: EngineWork = NO_WORK
 
 
 class Intent(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, tag="intent", tag_field="k"):

@@ -81,6 +81,10 @@ def test_openai_stream(oai: openai.OpenAI, gateway: Gateway, usage: bool) -> Non
     row = gateway.row(workflow=workflow)
     assert (row["end"], row["usage_source"]) == ("ok", "reported")
     assert row["output_tokens"] > 0
+    (call,) = row["calls"]
+    assert call["prefill_s"] > 0 and call["decode_s"] > 0 and call["queue_s"] >= 0  # the engine says so, and our queue
+    assert call["prefill_s"] + call["decode_s"] < call["end_s"] - call["start_s"]
+    assert (call["drafted_tokens"], call["accepted_tokens"]) == (None, None)  # it does not speculate
 
 
 def test_openai_json_schema(oai: openai.OpenAI) -> None:

@@ -27,6 +27,9 @@ from trimtab.stores.journal import FileJournal
 from trimtab.types import NO_USAGE, AttemptRecord, DecisionRecord, Scope, Stages, Usage
 
 PRICES = Prices({"m": PriceOverride(input_per_mtok=1.0, output_per_mtok=1.0)})
+WITHOUT_VERSION_7 = "ALTER TABLE requests DROP COLUMN priority;" + "".join(
+    f"ALTER TABLE attempts DROP COLUMN {name};" for name in ledger_reader.WORK_COLUMNS
+)
 ENV = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(trimtab.__file__).parents[1]), str(Path(__file__).parent)])}
 
 
@@ -111,7 +114,8 @@ def test_stages_of_an_earlier_ledger_are_kept_and_become_their_tenants_own(tmp_p
     database = tmp_path / ledger_db.FILE_NAME
     with sqlite3.connect(database) as connection:
         connection.executescript(
-            "DROP TABLE later_stages; PRAGMA user_version = 5; CREATE TABLE later_stages (request_id TEXT NOT NULL,"
+            f"{WITHOUT_VERSION_7} DROP TABLE later_stages; PRAGMA user_version = 5;"
+            " CREATE TABLE later_stages (request_id TEXT NOT NULL,"
             " name TEXT NOT NULL, tenant TEXT NOT NULL, at REAL NOT NULL, duration_s REAL NOT NULL,"
             " UNIQUE (request_id, name)); INSERT INTO later_stages VALUES ('a', 'act', 't', 5.0, 0.1)"
         )

@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_ingest import WITHOUT_VERSION_7
 from test_journal import row
 
 from trimtab.cli import main
@@ -126,13 +127,14 @@ def test_a_ledger_of_an_earlier_version_is_taken_over(database, version):
     fill(database, [entry(1)])
     with sqlite3.connect(database) as connection:
         later = [
+            WITHOUT_VERSION_7,
             "DROP TABLE verdicts; DROP TABLE lever_monitors; DROP TABLE lever_marks; DROP TABLE feedback;",
             "UPDATE requests SET cache = 'audit'; ALTER TABLE requests DROP COLUMN purpose;",
             "DROP TABLE later_stages; DROP TABLE slo_minutes; DROP TABLE slo_alarms; DROP INDEX requests_trace;"
             "ALTER TABLE requests DROP COLUMN trace_id;",
             "DROP TABLE latencies;",
         ]
-        connection.executescript(f"{''.join(later[: 5 - version])} PRAGMA user_version = {version};")
+        connection.executescript(f"{''.join(later[: 6 - version])} PRAGMA user_version = {version};")
     with ledger_reader.Reader(database) as reader:
         assert len(reader.summary()) == (version == 4)  # what was an audit before is on nobody's bill
         assert bool(reader.latency()) == (version >= 2)

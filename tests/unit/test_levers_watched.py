@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 from test_config import OPENAI
 from test_eval_runs import run_of
-from test_ingest import PRICES, query
+from test_ingest import PRICES, WITHOUT_VERSION_7, query
 
 from trimtab.cli import main
 from trimtab.evals import verdicts
@@ -221,6 +221,8 @@ def test_a_ledger_of_an_earlier_version_gets_the_tables(tmp_path):
     ledger_db.open_writer(tmp_path / ledger_db.FILE_NAME).close()
     for statement in ("verdicts", "lever_monitors", "lever_marks", "feedback"):
         execute(tmp_path, f"DROP TABLE {statement}")
+    for statement in WITHOUT_VERSION_7.rstrip(";").split(";"):
+        execute(tmp_path, statement)
     execute(tmp_path, "PRAGMA user_version = 4")
     assert levers(tmp_path) == {}
     connection = ledger_db.open_writer(tmp_path / ledger_db.FILE_NAME)

@@ -68,6 +68,11 @@ class Place:
         self.began: float | None = None
         self.turn: Callable[[], None] | None = None
 
+    @property
+    def waited_s(self) -> float:
+        """Seconds in line, of one whose turn has come."""
+        return 0.0 if self.began is None else self.began - self.entered
+
     def leave(self, done: Done = _UNKNOWN) -> None:
         """The call is over, or the request no longer waits for its turn."""
         self.gate.leave(self, done)

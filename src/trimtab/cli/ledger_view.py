@@ -6,12 +6,13 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from trimtab.stores.ledger_reader import WORK_COLUMNS
 from trimtab.types import CACHED
 
 _MODEL_STAGES = ("model_ttft", "model_stream", "earlier_attempts", "shared_call")
@@ -99,15 +100,24 @@ def print_summary(by: Sequence[str], rows: Sequence[dict[str, Any]], totals: dic
         headings += ["baseline", "saved"]
     else:
         headings[1:1] = ["attempts"]
-    for name in headings:
-        table.add_column(name, justify="right", no_wrap=True)
+    clocked = [name for name in _WORK if any(row[name] is not None for row in rows)]
+    for name in (*headings, *clocked):
+        table.add_column(name.removesuffix("_s"), justify="right", no_wrap=True)
     for row in rows:
-        table.add_row(*[_group(row[name]) for name in by], *_sums(row, of_requests))
+        work = [_WORK[name](row[name]) for name in clocked]
+        table.add_row(*[_group(row[name]) for name in by], *_sums(row, of_requests), *work)
     if len(rows) > 1 and of_requests:
         table.add_section()
         table.add_row(*["total" if index == 0 else "" for index in range(len(by))], *_sums(totals, True), style="bold")
     terminal().print(table)
     _explain(any(row["estimated"] for row in rows), any(row["unpriced"] for row in rows), summed=True)
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.0%}"
+
+
+_WORK: Final = {"queue_s": seconds, "prefill_s": seconds, "decode_s": seconds, "acceptance": _share}
 
 
 def print_request(row: dict[str, Any]) -> None:
@@ -124,8 +134,8 @@ def print_request(row: dict[str, Any]) -> None:
         ("cache", row["cache"]),
         ("size", f"{row['request_bytes']:,} bytes in, {row['response_bytes']:,} out, {row['chunks']} chunks"),
     ]
-    names = ("tenant", "route", "user", "permission", "session", "workflow", "trace_id")
-    facts += [(name, row[name]) for name in (*names, "prompt_version", "corpus_version", "policy_version")]
+    names = ("tenant", "route", "user", "permission", "session", "workflow", "priority", "trace_id")
+    facts += [(name, row.get(name)) for name in (*names, "prompt_version", "corpus_version", "policy_version")]
     facts += [("feedback", _feedback(row))]
     facts += [(f"shadow of {one['lever']}", _verdict(one)) for one in row.get("verdicts", ())]
     grid = Table.grid(padding=(0, 2))
@@ -283,9 +293,21 @@ def _print_attempts(console: Console, attempts: Sequence[dict[str, Any]]) -> Non
     console.print(table)
     for row in attempts:
         notes = [row["error"], row["price_reason"], f"upstream id {row['upstream_id']}" if row["upstream_id"] else ""]
+        notes.append(_work(row))
         if text := "; ".join(note for note in notes if note):
             console.print(Text(f"  {row['n']}: {text}", style="dim"))
     _explain(any(row["usage_source"] == "estimated" for row in attempts), False)
+
+
+def _work(attempt: dict[str, Any]) -> str:
+    """The wait for a place at the engine, and what the engine says of itself; "" where neither is known."""
+    queue_s, prefill_s, decode_s, drafted, accepted = (attempt.get(name) for name in WORK_COLUMNS)
+    said = [f"waited {seconds(queue_s)} for a place"] if queue_s else []
+    if prefill_s is not None or decode_s is not None:
+        said.append(f"the engine took {seconds(prefill_s)} to read and {seconds(decode_s)} to write")
+    if drafted:
+        said.append(f"{accepted:,} of {drafted:,} drafted tokens were right")
+    return ", ".join(said)
 
 
 def plain_table(*, show_header: bool = True) -> Table:

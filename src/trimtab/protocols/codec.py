@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import msgspec
 
 from trimtab.protocols.chat import ChatReply, ChatRequest, Delta
-from trimtab.types import Dialect, Usage
+from trimtab.types import NO_WORK, Dialect, EngineWork, Usage
 
 
 class Parsed(msgspec.Struct, frozen=True, gc=False):
@@ -34,6 +34,7 @@ class ReplyFacts(msgspec.Struct, frozen=True, gc=False):
     usage: Usage | None
     ok: bool  # every choice has a stop reason
     text_chars: int
+    work: EngineWork = NO_WORK
 
 
 class Scanner(Protocol):
@@ -71,6 +72,11 @@ class Scanner(Protocol):
     @property
     def usage(self) -> Usage | None:
         """Usage so far."""
+        ...
+
+    @property
+    def work(self) -> EngineWork:
+        """What the engine says of its own work so far."""
         ...
 
     @property

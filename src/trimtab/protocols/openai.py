@@ -21,6 +21,7 @@ from trimtab.protocols.envelope import (
     with_usage_option,
 )
 from trimtab.protocols.openai_deltas import OpenAIStreamDecoder, OpenAIStreamEncoder
+from trimtab.protocols.timings import ABSENT, read_timings
 from trimtab.protocols.usage import openai_usage, read_openai_usage
 from trimtab.types import Dialect, Usage
 
@@ -57,6 +58,7 @@ class _Reply(msgspec.Struct):
     choices: list[_Choice]
     model: str | None = None
     usage: msgspec.Raw = msgspec.Raw(b"null")
+    timings: msgspec.Raw = ABSENT
 
 
 _STREAM_OPTIONS = msgspec.json.Decoder(_StreamOptions)
@@ -127,6 +129,7 @@ class OpenAICodec:
             usage=usage,
             ok=bool(finishes) and all(finishes),
             text_chars=0 if usage is not None else sum([_chars(choice.message) for choice in reply.choices]),
+            work=read_timings(reply.timings),
         )
 
     def answer_text(self, body: bytes) -> str | None:

@@ -10,6 +10,7 @@ import msgspec
 from trimtab.errors import UpstreamInvalid
 from trimtab.protocols.envelope import index_of, objects, upstream_object
 from trimtab.protocols.sse import BaseScanner, parse_event, read_events, write_event
+from trimtab.protocols.timings import ABSENT, read_timings
 from trimtab.protocols.usage import openai_usage, openai_usage_object
 from trimtab.types import Usage
 
@@ -38,6 +39,7 @@ class _Chunk(msgspec.Struct):
     error: Any = None
     object: Any = None
     message: Any = None
+    timings: msgspec.Raw = ABSENT
 
 
 _CHUNK = msgspec.json.Decoder(_Chunk)
@@ -143,6 +145,8 @@ class OpenAIScanner(BaseScanner):
             if isinstance(choice.finish_reason, str) and choice.finish_reason:
                 self._finishes[index] = choice.finish_reason
                 self.finish = worst_finish(list(self._finishes.values()))
+        if chunk.timings is not ABSENT:
+            self.work = read_timings(chunk.timings)
         if not isinstance(chunk.usage, dict) or not chunk.usage:
             return False
         self.usage = openai_usage(chunk.usage)

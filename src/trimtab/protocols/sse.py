@@ -10,7 +10,7 @@ import re
 import msgspec
 
 from trimtab.errors import UpstreamInvalid
-from trimtab.types import Usage
+from trimtab.types import NO_WORK, Usage
 
 MAX_EVENT_BYTES = 32 * 1024 * 1024
 """A longer event is taken for a broken upstream, so that holding it back cannot fill the memory."""
@@ -85,7 +85,7 @@ class BaseScanner:
     the event's bytes alone, never on how they were cut into pieces. At the end mark it sets `ended` and `tail`.
     """
 
-    __slots__ = ("_held", "ended", "error", "finish", "model", "tail", "tokens_seen", "usage")
+    __slots__ = ("_held", "ended", "error", "finish", "model", "tail", "tokens_seen", "usage", "work")
     _lines = 2  # line ends of the common event, whose piece needs no cutting
 
     def __init__(self) -> None:
@@ -94,6 +94,7 @@ class BaseScanner:
         self.finish = ""
         self.model = ""
         self.usage: Usage | None = None
+        self.work = NO_WORK
         self.error = ""
         self.tail = b""
         self._held = b""

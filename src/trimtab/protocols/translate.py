@@ -7,7 +7,7 @@ import msgspec
 from trimtab.protocols.anthropic import AnthropicCodec
 from trimtab.protocols.codec import Codec, Scanner
 from trimtab.protocols.openai import OpenAICodec
-from trimtab.types import Dialect, Usage
+from trimtab.types import Dialect, EngineWork, Usage
 
 CODECS: dict[Dialect, Codec] = {Dialect.OPENAI: OpenAICodec(), Dialect.ANTHROPIC: AnthropicCodec()}
 """The codec of each dialect; they hold no state."""
@@ -88,6 +88,11 @@ class StreamTranslator:
     def usage(self) -> Usage | None:
         """See `codec.Scanner`."""
         return self._scanner.usage
+
+    @property
+    def work(self) -> EngineWork:
+        """See `codec.Scanner`."""
+        return self._scanner.work
 
     @property
     def error(self) -> str:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import sqlite3
 
 FILE_NAME = "ledger.sqlite"
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 
 TOKEN_COLUMNS = tuple(f"{name}_tokens" for name in Usage.__struct_fields__)
 _TOKENS_SQL = ", ".join(f"{name} INTEGER NOT NULL" for name in TOKEN_COLUMNS)
@@ -40,12 +40,12 @@ REQUEST_COLUMNS = (
     "prompt_version", "corpus_version", "policy_version", "dialect", "path", "model", "stream", "end", "status",
     "ttft_s", "total_s", "chunks", *TOKEN_COLUMNS, "usage_source", "cost_nusd", "price_source",
     "baseline_nusd", "baseline_source", "cache", "error", "request_bytes", "response_bytes", "attempts", "detail",
-    "trace_id", "purpose",
+    "trace_id", "purpose", "priority",
 )  # fmt: skip
 ATTEMPT_COLUMNS = (
     "request_id", "n", "purpose", "engine", "provider", "model", "response_model", "end", "status", "error", "finish",
     "upstream_id", "start_s", "first_token_s", "end_s", "machine_s", *TOKEN_COLUMNS, "usage_source", "cost_nusd",
-    "price_source", "price_reason",
+    "price_source", "price_reason", "queue_s", "prefill_s", "decode_s", "drafted_tokens", "accepted_tokens",
 )  # fmt: skip
 
 _SCHEMA = f"""
@@ -106,6 +106,14 @@ CREATE TABLE later_stages (
 );
 INSERT INTO later_stages SELECT * FROM earlier_stages ORDER BY rowid;
 DROP TABLE earlier_stages;
+""",
+    7: """
+ALTER TABLE requests ADD COLUMN priority TEXT NOT NULL DEFAULT '';
+ALTER TABLE attempts ADD COLUMN queue_s REAL;
+ALTER TABLE attempts ADD COLUMN prefill_s REAL;
+ALTER TABLE attempts ADD COLUMN decode_s REAL;
+ALTER TABLE attempts ADD COLUMN drafted_tokens INTEGER;
+ALTER TABLE attempts ADD COLUMN accepted_tokens INTEGER;
 """,
 }
 
@@ -171,7 +179,7 @@ def request_row(entry: LedgerEntry) -> tuple[Any, ...]:
         r.chunks, u.input, u.cache_read, u.cache_write_5m, u.cache_write_1h, u.input_audio, u.output, u.reasoning,
         u.output_audio, entry.usage_source, entry.cost_nusd, entry.price_source, entry.baseline_nusd,
         entry.baseline_source, r.cache, r.error, r.request_bytes, r.response_bytes, len(r.attempts), detail,
-        r.trace and trace_context.trace_id(r.trace, r.id), s.purpose,
+        r.trace and trace_context.trace_id(r.trace, r.id), s.purpose, s.priority,
     )  # fmt: skip
 
 
@@ -180,7 +188,7 @@ def attempt_rows(entry: LedgerEntry) -> list[tuple[Any, ...]]:
     rows = []
     seen: set[int] = set()
     for attempt, cost in zip(entry.record.attempts, entry.attempts, strict=True):
-        u = attempt.usage
+        u, work = attempt.usage, attempt.work
         n = attempt.n if attempt.n not in seen else max(seen) + 1
         seen.add(n)
         rows.append((
@@ -188,7 +196,8 @@ def attempt_rows(entry: LedgerEntry) -> list[tuple[Any, ...]]:
             attempt.response_model, attempt.end, attempt.status, attempt.error, attempt.finish, attempt.upstream_id,
             attempt.start_s, attempt.first_token_s, attempt.end_s, attempt.machine_s, u.input, u.cache_read,
             u.cache_write_5m, u.cache_write_1h, u.input_audio, u.output, u.reasoning, u.output_audio,
-            attempt.usage_source, cost.nusd, cost.source, cost.reason,
+            attempt.usage_source, cost.nusd, cost.source, cost.reason, attempt.queue_s, work.prefill_s, work.decode_s,
+            work.drafted_tokens, work.accepted_tokens,
         ))  # fmt: skip
     return rows
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 REQUEST_GROUPS = (
     "tenant", "route", "model", "workflow", "session", "user", "permission", "prompt_version", "corpus_version",
     "policy_version", "day", "dialect", "path", "stream", "end", "status", "cache", "usage_source", "price_source",
+    "priority",
 )  # fmt: skip
 ATTEMPT_GROUPS = {
     "purpose": "a.purpose",
@@ -32,6 +33,8 @@ ATTEMPT_GROUPS = {
     "upstream_model": "a.model",
     "attempt_end": "a.end",
 }
+WORK_COLUMNS = ("queue_s", "prefill_s", "decode_s", "drafted_tokens", "accepted_tokens")
+_WORK_SINCE = 7  # the ledger's version that brought them, and `priority`
 _PART_ROWS = 100_000  # below as many a second connection costs more than it brings
 _MOST_PARTS = 8
 FILTERS = ("tenant", "route", "model", "workflow", "session", "user", "prompt_version", "end", "cache")
@@ -153,7 +156,8 @@ class Reader:
     ) -> list[dict[str, Any]]:
         """Totals over [since, until) (unix seconds), grouped, the dearest group first.
 
-        Grouped by a property of attempts (`ATTEMPT_GROUPS`), tokens and cost are theirs and baseline is None.
+        Grouped by a property of attempts (`ATTEMPT_GROUPS`), tokens and cost are theirs and baseline is None; with the
+        sums of `WORK_COLUMNS` (None where no engine says), and of the drafted tokens the `acceptance` (0 to 1).
         Requests on nobody's bill (audits, evals) count only where "cache" or "purpose" is grouped or filtered by.
         `cost_nusd` sums what is priced; `unpriced` counts what is not, `estimated` what was estimated.
         """
@@ -162,11 +166,11 @@ class Reader:
                 known = ", ".join((*REQUEST_GROUPS, *ATTEMPT_GROUPS))
                 raise BadRequest(f"cannot group by {name!r}; choose from {known}", param="by")
         split = any(name in ATTEMPT_GROUPS for name in by)
-        keys = [(ATTEMPT_GROUPS.get(name) or f"r.{name}", name) for name in by]
+        keys = [(self._group(name), name) for name in by]
         condition, values = _condition(since, until, where or {})
         if not {"cache", "purpose"} & {*by, *(where or ())}:
             condition += " AND r.purpose = ''" if self._version >= 4 else " AND r.cache <> 'audit'"
-        select = [f"{column} AS {name}" for column, name in keys] + (_ATTEMPT_SUMS if split else _REQUEST_SUMS)
+        select = [f"{column} AS {name}" for column, name in keys] + (self._attempt_sums() if split else _REQUEST_SUMS)
         source = "attempts a JOIN requests r ON r.id = a.request_id" if split else "requests r"
         group = f"GROUP BY {', '.join(column for column, _ in keys)}" if keys else ""
         sql = f"SELECT {', '.join(select)} FROM {source} WHERE {condition} AND r.rowid > ? AND r.rowid <= ? {group}"
@@ -176,6 +180,15 @@ class Reader:
             totals[key] = row if key not in totals else _added(totals[key], row, len(by))
         rows = [_with_means(row) for row in totals.values() if row["requests"]]
         return sorted(rows, key=lambda row: (row["cost_nusd"] is None, -(row["cost_nusd"] or 0), -row["requests"]))
+
+    def _group(self, name: str) -> str:
+        if name == "priority" and self._version < _WORK_SINCE:
+            return "''"
+        return ATTEMPT_GROUPS.get(name) or f"r.{name}"
+
+    def _attempt_sums(self) -> list[str]:
+        known = self._version >= _WORK_SINCE
+        return _ATTEMPT_SUMS + [f"SUM(a.{name}) AS {name}" if known else f"NULL AS {name}" for name in WORK_COLUMNS]
 
     def latency(
         self,
@@ -344,6 +357,8 @@ def _with_means(row: dict[str, Any]) -> dict[str, Any]:
     for name in ("ttft", "total"):
         count, total = row.pop(f"{name}_count"), row.pop(f"{name}_sum")
         row[f"mean_{name}_s"] = total / count if count else None
+    drafted = row["drafted_tokens"]
+    row["acceptance"] = row["accepted_tokens"] / drafted if drafted else None
     return row
 
 
@@ -369,6 +384,7 @@ _REQUEST_SUMS = [
     "SUM(r.baseline_nusd - r.cost_nusd) AS saved_nusd",
     *_mean_of("ttft", "CASE WHEN r.end = 'ok' THEN r.ttft_s END"),
     *_mean_of("total", "CASE WHEN r.end = 'ok' THEN r.total_s END"),
+    *[f"NULL AS {name}" for name in WORK_COLUMNS],
 ]
 _ATTEMPT_SUMS = [
     "COUNT(DISTINCT a.request_id) AS requests",
