@@ -1,4 +1,4 @@
-"""Writes the data of the workload `support` and the suite `support`: `python tools/make_support.py BANKING77_TRAIN.csv`.
+"""Writes what workload and suite `support` are made of: `python tools/make_support.py BANKING77_TRAIN.csv`.
 
 The file is banking77's training split (PolyAI, CC BY 4.0); it is not in the repository. The same every time. The
 suite asks nothing that the workload asks.
