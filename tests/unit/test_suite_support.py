@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from collections import Counter
 from itertools import pairwise
+from pathlib import Path
 
+import msgspec
 import pytest
 
+from trimtab.evals import gates, verdicts
 from trimtab.evals.suite import load
 from trimtab.measure.workloads import support
+
+VERDICT = Path(__file__).parents[2] / "bench" / "results" / "gate-semantic-support-2026-11-22.json"
 
 
 @pytest.fixture(scope="module")
@@ -51,3 +57,13 @@ def test_intents_are_mixed_so_that_like_questions_do_not_come_in_one_block(items
         intents = [_intent(item) for item in items if item.stratum == stratum]
         runs[stratum] = sum(a != b for a, b in pairwise(intents))
     assert min(runs.values()) > 90
+
+
+def test_the_committed_verdict_is_of_this_suite_and_speaks_for_its_own_settings_alone():
+    found = verdicts.read(VERDICT)
+    assert found.candidate.suite_sha256 == found.reference.suite_sha256 == load("support").sha256
+    ours = gates.settings_in(found.candidate.settings, "semantic_cache", "default")
+    assert tomllib.loads(found.candidate.settings)["levers"]["semantic_cache"]["threshold"] == ours.threshold == 0.93
+    assert gates.objection(found, ours, "semantic_cache", "default") == ""
+    looser = msgspec.structs.replace(ours, threshold=0.92)
+    assert gates.objection(found, looser, "semantic_cache", "default") == "the verdict is of other settings"
