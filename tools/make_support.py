@@ -1,6 +1,7 @@
-"""Writes the data of the workload `support`: `python tools/make_support.py BANKING77_TRAIN.csv`.
+"""Writes what workload and suite `support` are made of: `python tools/make_support.py BANKING77_TRAIN.csv`.
 
-The file is banking77's training split (PolyAI, CC BY 4.0); it is not in the repository. The same every time.
+The file is banking77's training split (PolyAI, CC BY 4.0); it is not in the repository. The same every time. The
+suite asks nothing that the workload asks.
 """
 
 from __future__ import annotations
@@ -9,13 +10,19 @@ import argparse
 import csv
 import os
 import random
+import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parent))
+
+import make_suites
 import numpy as np
+from suites import support
 
 from trimtab.semantic.embed import Embedder, load_accurate
 from trimtab.wheels import cache_dir
 
+NAME = "tools/make_support.py"
 ROOT = Path(__file__).parents[1] / "src" / "trimtab"
 WORKLOAD = ROOT / "measure" / "data" / "support.csv"
 INTENTS = 60  # those with the most questions
@@ -65,10 +72,16 @@ def main() -> None:
     parser.add_argument("banking77", type=Path)
     options = parser.parse_args()
     by_intent = questions(options.banking77)
+    rows = workload(by_intent)
     with WORKLOAD.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("text", "intent", "canonical"))
-        writer.writerows(workload(by_intent))
+        writer.writerows(rows)
+    asked = {text for text, _, _ in rows}
+    left = {intent: [text for text in texts if text not in asked] for intent, texts in by_intent.items()}
+    make_suites.write(
+        make_suites.FOLDER / "support", f"# Made by {NAME}\n{support.head('support')}", support.strata(left, "one")
+    )
 
 
 if __name__ == "__main__":
