@@ -15,9 +15,9 @@ from urllib.parse import urlsplit
 
 import httptools
 
-from trimtab.errors import TrimtabError, UpstreamInvalid, UpstreamTimeout, UpstreamUnreachable
+from trimtab.errors import TrimtabError, UpstreamError, UpstreamInvalid, UpstreamTimeout, UpstreamUnreachable
 from trimtab.outbox import outbox
-from trimtab.types import Request
+from trimtab.types import Request, Timeouts
 
 _PAUSE_BYTES = (
     512 * 1024
@@ -385,6 +385,31 @@ class HttpEngine:
     async def close(self) -> None:
         """Drop all connections."""
         await self._origin.close()
+
+
+class LoopbackEngine(HttpEngine):
+    """An engine in a process of ours on a loopback port; `/health` answers 200 once its model is loaded."""
+
+    async def open(
+        self,
+        method: str,
+        path: str,
+        headers: list[tuple[bytes, bytes]],
+        body: bytes,
+        timeouts: Timeouts,
+        client_key: str,
+    ) -> HttpReply:
+        """Send to its server; the client's key stays here. See `ports.Engine.open`."""
+        return await self._origin.request(method, path, header_lines(headers), body, timeouts.connect_s)
+
+    async def ready(self) -> bool:
+        """Whether the model is loaded and the server answers."""
+        try:
+            reply = await self._origin.request("GET", "/health", b"", b"", 1.0)
+            await reply.read(10_000)
+        except UpstreamError:
+            return False
+        return reply.status == 200
 
 
 def header_lines(headers: list[tuple[bytes, bytes]]) -> bytes:

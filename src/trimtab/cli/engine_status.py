@@ -72,8 +72,9 @@ def status(
     queue-bound    requests wait for a slot though memory is free
     compute-bound  all slots work and nothing waits, or prompts wait for processing
 
-    Without NAME: the engines that the gateway runs itself. NAME may be any engine of the configuration: one behind a
-    URL (a vLLM of yours) is asked only if it is named. No engine is changed, and no prompt is read.
+    Without NAME: the engines that run here, in the gateway or by `trimtab engine start`. NAME may be any engine of the
+    configuration: one behind a URL (a vLLM of yours) is asked only if it is named. No engine is changed, and no prompt
+    is read.
 
     \b
     trimtab engine status
@@ -129,9 +130,11 @@ async def _look(asked: Asked, slots: int | None, window_s: float) -> Seen:
 def _asked(names: tuple[str, ...], config_path: Path | None, data_dir: Path | None) -> list[Asked]:
     """The named engines, or those that the gateway runs itself. Raises ClickException if there is none to ask."""
     from trimtab import config as configuration
-    from trimtab.stores import engines_up
+    from trimtab.stores import engine_runs, engines_up
 
-    up = {one.name: Asked(one.name, one.url) for one in engines_up.read(data_folder(data_dir, config_path))}
+    folder = data_folder(data_dir, config_path)
+    up = {one.engine: Asked(one.engine, one.url) for one in engine_runs.running(folder)}
+    up |= {one.name: Asked(one.name, one.url) for one in engines_up.read(folder)}
     if not names and up:
         return list(up.values())
     try:
@@ -142,13 +145,15 @@ def _asked(names: tuple[str, ...], config_path: Path | None, data_dir: Path | No
     elsewhere = [name for name in config.engines if name not in own]
     if not names:
         hint = f"; engines behind a URL are asked by name: {', '.join(elsewhere)}" if elsewhere else ""
-        raise click.ClickException(f"no engine runs here: start `trimtab serve`, or give --url{hint}")
+        raise click.ClickException(f"no engine runs here: start `trimtab serve` or one engine, or give --url{hint}")
     found = []
     for name in names:
         if name in up:
             found.append(up[name])
         elif name in own:
-            raise click.ClickException(f"engine {name} is not running: start `trimtab serve`")
+            raise click.ClickException(
+                f"engine {name} is not running: `trimtab serve` or `trimtab engine start {name}`"
+            )
         elif name in elsewhere:
             found.append(_behind_url(name, config.engines[name].settings))
         else:
