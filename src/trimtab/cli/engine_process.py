@@ -186,8 +186,13 @@ def _supervise(managed: Managed, log: Path, offset: int | None, as_json: bool) -
     children = [managed.child(0)]
     if offset is not None:
         children.append(Child("log", lambda context: _show_log(context, managed, log, offset), 1))
-    announce = (lambda: _announce(managed.run, log, as_json)) if offset is not None else None
-    return Supervisor(children, on_ready=announce).run()
+
+    def ready() -> None:
+        logging.info("engine %s answers at %s", managed.name, managed.run.url)
+        if offset is not None:
+            _announce(managed.run, log, as_json)
+
+    return Supervisor(children, on_ready=ready).run()
 
 
 def _detach(managed: Managed, log: Path) -> None:
@@ -229,7 +234,6 @@ def _wait_until_ready(run: Run, data_dir: Path, log: Path, offset: int, wait_s: 
 
 
 def _announce(run: Run, log: Path, as_json: bool) -> None:
-    # In the supervisor the record is as old as the fork.
     if as_json:
         known = {"engine": run.engine, "kind": run.kind, "pid": run.pid, "url": run.url, "log": str(log)}
         print_lines([known])

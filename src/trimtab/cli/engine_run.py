@@ -37,7 +37,8 @@ class Managed:
         self._stop_s = float(getattr(module, "STOP_S", 10.0))
         before = engine_runs.last(self._data_dir, name) if claim else None
         self.holder, port = _port(config, name, before)
-        self.run = Run(name, engine.kind, owner, os.getpid(), port, time.time())
+        slots = int(getattr(engine.settings, "parallel", 0))
+        self.run = Run(name, engine.kind, owner, os.getpid(), port, time.time(), slots)
 
     @property
     def log_path(self) -> Path | None:

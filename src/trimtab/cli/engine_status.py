@@ -31,6 +31,7 @@ class Asked(msgspec.Struct, frozen=True):
     url: str
     headers: tuple[tuple[bytes, bytes], ...] = ()
     ca_file: str = ""
+    slots: int | None = None
 
 
 class Seen(msgspec.Struct, frozen=True):
@@ -116,7 +117,7 @@ async def _look(asked: Asked, slots: int | None, window_s: float) -> Seen:
         raise BadRequest(f"{error}; write http://host:port", param="url") from None
     try:
         pages = await scraper.window(window_s, max(_LEAST_EVERY_S, window_s / _LOOKS))
-        rates = Rates.of(scraper.understood(pages), slots=slots)
+        rates = Rates.of(scraper.understood(pages), slots=slots or asked.slots)
         return Seen(asked, rates, diagnose(rates))
     except TrimtabError as error:
         return Seen(asked, error=error.message.removeprefix(f"{asked.url}: "))
@@ -133,8 +134,8 @@ def _asked(names: tuple[str, ...], config_path: Path | None, data_dir: Path | No
     from trimtab.stores import engine_runs, engines_up
 
     folder = data_folder(data_dir, config_path)
-    up = {one.engine: Asked(one.engine, one.url) for one in engine_runs.running(folder)}
-    up |= {one.name: Asked(one.name, one.url) for one in engines_up.read(folder)}
+    up = {one.name: Asked(one.name, one.url) for one in engines_up.read(folder)}
+    up |= {one.engine: Asked(one.engine, one.url, slots=one.slots or None) for one in engine_runs.running(folder)}
     if not names and up:
         return list(up.values())
     try:
@@ -152,7 +153,7 @@ def _asked(names: tuple[str, ...], config_path: Path | None, data_dir: Path | No
             found.append(up[name])
         elif name in own:
             raise click.ClickException(
-                f"engine {name} is not running: `trimtab serve` or `trimtab engine start {name}`"
+                f"engine {name} is not running: start `trimtab serve`, or it alone: trimtab engine start {name}"
             )
         elif name in elsewhere:
             found.append(_behind_url(name, config.engines[name].settings))

@@ -31,6 +31,7 @@ class Run(msgspec.Struct, frozen=True):
     pid: int
     port: int
     began_at: float  # unix time
+    slots: int = 0  # requests that it runs at once; 0: not known
     starts: int = 1
     ready: bool = False
 

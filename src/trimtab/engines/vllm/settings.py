@@ -51,4 +51,4 @@ class Config(msgspec.Struct, frozen=True):
 
 def model_name(config: Config) -> str:
     """The name under which the engine serves its model: the Hugging Face name, or that of the folder."""
-    return Path(config.model).name if config.model.startswith("/") else config.model
+    return Path(config.model).name if config.model.startswith(("/", ".", "~")) else config.model
