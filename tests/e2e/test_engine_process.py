@@ -150,6 +150,18 @@ def test_ctrl_c_ends_an_engine_in_the_foreground(engines: Engines) -> None:
     assert not is_alive(pid)
 
 
+def test_a_log_is_followed(engines: Engines) -> None:
+    pid = asked(json.loads(engines.did("start", "big", "--detach", "--json"))["url"])
+    following = subprocess.Popen(engines.command("logs", "big", "-f"), stdout=subprocess.PIPE, text=True)
+    assert following.stdout is not None
+    lines = iter(following.stdout.readline, "")
+    assert any(line == f"stand-in {pid}\n" for line in lines)
+    engines.did("stop", "big")
+    assert any("SIGTERM: stopping" in line for line in lines)
+    following.send_signal(signal.SIGINT)
+    assert following.wait(60) == 0
+
+
 def test_of_two_starts_at_once_one_wins(engines: Engines) -> None:
     command = [*engines.command("start", "big", "--detach")]
     both = [subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) for _ in range(2)]
@@ -188,7 +200,7 @@ def test_a_command_that_is_missing(engines: Engines) -> None:
 
 def test_the_embedded_engine_by_itself(engines: Engines) -> None:
     started = json.loads(engines.did("start", "small", "--detach", "--json"))
-    long = " ".join(f"word{n}" for n in range(80))  # more than one step of `batch_tokens`
+    long = " ".join(f"word{n}" for n in range(40))  # more than one step of `batch_tokens`
     body = {"messages": [{"role": "user", "content": long}], "max_tokens": 4, "temperature": 0}
     request = urllib.request.Request(f"{started['url']}/v1/chat/completions", json.dumps(body).encode())
     with urllib.request.urlopen(request, timeout=120) as reply:

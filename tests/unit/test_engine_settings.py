@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from trimtab import assembly
 from trimtab import config as configuration
 from trimtab.engines import llama_cpp, openai_http, vllm
 from trimtab.engines.vllm.settings import Config
@@ -129,6 +130,24 @@ def test_a_folder_beside_the_file_is_found_from_anywhere(tmp_path):
     assert config.engines["e"].settings.model == str(tmp_path / "llama")
     assert list(config.models) == ["llama"]
     assert configuration.own_processes(config) == ["e"]
+
+
+def test_what_changes_the_answers_is_in_the_keys_of_the_caches(tmp_path):
+    folder = tmp_path / "llama"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+
+    def identity(more: str = "") -> str:
+        (tmp_path / "t.toml").write_text(f'[engines.e]\nkind = "vllm"\nmodel = "./llama"\n{more}\n')
+        return assembly._identity(configuration.load(tmp_path / "t.toml", {}), "e")
+
+    before = identity()
+    assert identity("parallel = 4\ngpu_memory = 0.5") == before
+    assert identity('quantization = "fp8"') != before
+    assert identity('kv_cache_type = "fp8"') != before
+    assert identity('extra = ["--enable-lora"]') != before
+    (folder / "model.safetensors").write_text("other weights")
+    assert identity() != before
 
 
 @pytest.mark.parametrize("engine", [vllm, llama_cpp])
