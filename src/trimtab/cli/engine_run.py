@@ -90,12 +90,15 @@ class Managed:
 
 def follow(path: Path, offset: int, stopped: Callable[[], bool]) -> Iterator[bytes]:
     """What is in a file from `offset` on, and what is added until `stopped`; a file put in its place is read whole."""
+    inode = 0
     while True:
         last = stopped()
         try:
             with path.open("rb") as file:
-                if os.fstat(file.fileno()).st_size < offset:
+                found = os.fstat(file.fileno())
+                if found.st_size < offset or found.st_ino != (inode or found.st_ino):
                     offset = 0
+                inode = found.st_ino
                 file.seek(offset)
                 while piece := file.read(1 << 16):
                     offset += len(piece)
