@@ -402,7 +402,8 @@ def run_similar(config: Config, ready: Callable[[], None]) -> None:
     asyncio.run(server.serve(socket_path(data_dir), service, routers, ready))
 
 
-def run_engine(config: Config, name: str, port: int, ready: Callable[[], None]) -> None:
-    """Serve an engine of ours on a loopback port until it is told to stop."""
+def run_engine(config: Config, name: str, port: int, ready: Callable[[], None]) -> int | None:
+    """Serve an engine of ours on a loopback port until it is told to stop, or ends; its exit code."""
     engine = config.engines[name]
-    registry.find("engines", engine.kind).run(engine.settings, port, ready)
+    code: int | None = registry.find("engines", engine.kind).run(engine.settings, port, ready)
+    return code

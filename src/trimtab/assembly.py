@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -28,6 +28,9 @@ from trimtab.wire.targets import Targets
 
 QuickCost = Callable[[str, str, str, Usage, float], int | None]
 """Engine, provider, upstream model, tokens, machine seconds to nano-USD; None while the price is being looked up."""
+
+
+_CHANGES_ANSWERS: Final = ("quantization", "kv_cache_type", "extra")  # of engines that Trimtab starts
 
 
 def quick_cost(prices: Prices, shared: Shared) -> QuickCost:
@@ -255,10 +258,20 @@ def _whole(dialect: Dialect, finish: str, fields: dict[str, msgspec.Raw]) -> boo
 
 
 def _identity(config: Config, engine: str) -> str:
-    """What is behind an engine's name, for cache keys; of a model's file its size and age too: it may be replaced."""
+    """What is behind an engine's name, for cache keys: where it is, and what else may change its answers.
+
+    Of a model's file, or the files of its folder, that is their size and age too: they may be replaced.
+    """
     settings = config.engines[engine].settings
     where: str = getattr(settings, "base_url", "") or getattr(settings, "model", "")
-    if where.endswith(".gguf") and (file := Path(where)).is_file():
-        found = file.stat()
-        return f"{where} {found.st_size} {found.st_mtime_ns}"
-    return where
+    parts = [where]
+    path = Path(where)
+    if where.endswith(".gguf") and path.is_file():
+        files = [path]
+    else:
+        files = [file for file in path.iterdir() if file.is_file()] if path.is_absolute() and path.is_dir() else []
+    if files:
+        found = [file.stat() for file in files]
+        parts += [str(sum(one.st_size for one in found)), str(max(one.st_mtime_ns for one in found))]
+    parts += [str(getattr(settings, name)) for name in _CHANGES_ANSWERS if hasattr(settings, name)]
+    return " ".join(parts)

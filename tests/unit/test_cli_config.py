@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from trimtab import __version__, cli, config
-from trimtab.engines import anthropic_http, llama_cpp, openai_http
+from trimtab.engines import anthropic_http, llama_cpp, openai_http, vllm
 from trimtab.errors import ConfigError, Overloaded
 from trimtab.levers import ab, exact_cache
 from trimtab.types import Timeouts
@@ -51,8 +51,8 @@ def test_the_example_file_shows_every_setting_and_its_default():
     assert found.levers["exact_cache"] == exact_cache.Config()
     assert found.route("default") == config.RouteConfig()
     for kind in (
-        config.Server, openai_http.Config, exact_cache.Config, config.RouteConfig, config.KeyConfig, config.SloConfig,
-        config.TelemetryConfig, config.CaptureConfig, config.ShadowConfig, ab.Config, Timeouts,
+        config.Server, openai_http.Config, vllm.Config, exact_cache.Config, config.RouteConfig, config.KeyConfig,
+        config.SloConfig, config.TelemetryConfig, config.CaptureConfig, config.ShadowConfig, ab.Config, Timeouts,
     ):  # fmt: skip
         for name in kind.__struct_fields__:
             assert re.search(rf"\b{name}\b", text), name
@@ -62,7 +62,7 @@ def test_the_reference_has_every_key():
     text = (DOCS / "configuration.md").read_text()
     kinds = (config.Server, config.ModelConfig, config.RouteConfig, config.KeyConfig, config.PriceConfig, Timeouts)
     kinds = (*kinds, config.SloConfig, config.TelemetryConfig, config.CaptureConfig, config.ShadowConfig, ab.Config)
-    for kind in (*kinds, openai_http.Config, anthropic_http.Config, llama_cpp.Config, exact_cache.Config):
+    for kind in (*kinds, openai_http.Config, anthropic_http.Config, llama_cpp.Config, vllm.Config, exact_cache.Config):
         for name in kind.__struct_fields__:
             assert re.search(rf"\b{name}\b", text), f"{kind.__name__}.{name}"
 

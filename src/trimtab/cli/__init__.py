@@ -32,7 +32,7 @@ COMMANDS = {
     "bench": ("trimtab.cli.bench:bench", "Measure a lever on data of your own, before it is switched on."),
     "engine": (
         "trimtab.cli.engine:engine",
-        "How engines do and what holds them back; smaller models for the embedded one.",
+        "Start and stop engines, see how they do and what holds them back; smaller models.",
     ),
     "demo": ("trimtab.cli.demo:demo", "Replay real questions, levers off, then on, and compare."),
 }

@@ -1,4 +1,4 @@
-"""`trimtab engine`: models for the engines that run on this machine, and how engines do."""
+"""`trimtab engine`: engines on this machine, started and stopped, how they do, and models for them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from trimtab.cli.engine_process import logs, start, stop
 from trimtab.cli.engine_status import status
 from trimtab.cli.ledger_view import plain_table, terminal
 from trimtab.cli.progress import bar
@@ -23,13 +24,11 @@ if TYPE_CHECKING:
 
 @click.group()
 def engine() -> None:
-    """Models for the engines that run on this machine, and how engines do."""
+    """Engines on this machine: start and stop them, see how they do, make models for them."""
 
 
-engine.add_command(status)
-
-
-engine.add_command(speculate_bench)
+for _command in (start, stop, status, logs, speculate_bench):
+    engine.add_command(_command)
 
 
 @engine.command()

@@ -31,6 +31,7 @@ class Asked(msgspec.Struct, frozen=True):
     url: str
     headers: tuple[tuple[bytes, bytes], ...] = ()
     ca_file: str = ""
+    slots: int | None = None
 
 
 class Seen(msgspec.Struct, frozen=True):
@@ -72,8 +73,9 @@ def status(
     queue-bound    requests wait for a slot though memory is free
     compute-bound  all slots work and nothing waits, or prompts wait for processing
 
-    Without NAME: the engines that the gateway runs itself. NAME may be any engine of the configuration: one behind a
-    URL (a vLLM of yours) is asked only if it is named. No engine is changed, and no prompt is read.
+    Without NAME: the engines that run here, in the gateway or by `trimtab engine start`. NAME may be any engine of the
+    configuration: one behind a URL (a vLLM of yours) is asked only if it is named. No engine is changed, and no prompt
+    is read.
 
     \b
     trimtab engine status
@@ -115,7 +117,7 @@ async def _look(asked: Asked, slots: int | None, window_s: float) -> Seen:
         raise BadRequest(f"{error}; write http://host:port", param="url") from None
     try:
         pages = await scraper.window(window_s, max(_LEAST_EVERY_S, window_s / _LOOKS))
-        rates = Rates.of(scraper.understood(pages), slots=slots)
+        rates = Rates.of(scraper.understood(pages), slots=slots or asked.slots)
         return Seen(asked, rates, diagnose(rates))
     except TrimtabError as error:
         return Seen(asked, error=error.message.removeprefix(f"{asked.url}: "))
@@ -129,9 +131,11 @@ async def _look(asked: Asked, slots: int | None, window_s: float) -> Seen:
 def _asked(names: tuple[str, ...], config_path: Path | None, data_dir: Path | None) -> list[Asked]:
     """The named engines, or those that the gateway runs itself. Raises ClickException if there is none to ask."""
     from trimtab import config as configuration
-    from trimtab.stores import engines_up
+    from trimtab.stores import engine_runs, engines_up
 
-    up = {one.name: Asked(one.name, one.url) for one in engines_up.read(data_folder(data_dir, config_path))}
+    folder = data_folder(data_dir, config_path)
+    up = {one.name: Asked(one.name, one.url) for one in engines_up.read(folder)}
+    up |= {one.engine: Asked(one.engine, one.url, slots=one.slots or None) for one in engine_runs.running(folder)}
     if not names and up:
         return list(up.values())
     try:
@@ -142,13 +146,15 @@ def _asked(names: tuple[str, ...], config_path: Path | None, data_dir: Path | No
     elsewhere = [name for name in config.engines if name not in own]
     if not names:
         hint = f"; engines behind a URL are asked by name: {', '.join(elsewhere)}" if elsewhere else ""
-        raise click.ClickException(f"no engine runs here: start `trimtab serve`, or give --url{hint}")
+        raise click.ClickException(f"no engine runs here: start `trimtab serve` or one engine, or give --url{hint}")
     found = []
     for name in names:
         if name in up:
             found.append(up[name])
         elif name in own:
-            raise click.ClickException(f"engine {name} is not running: start `trimtab serve`")
+            raise click.ClickException(
+                f"engine {name} is not running: start `trimtab serve`, or it alone: trimtab engine start {name}"
+            )
         elif name in elsewhere:
             found.append(_behind_url(name, config.engines[name].settings))
         else:

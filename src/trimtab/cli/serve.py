@@ -17,10 +17,11 @@ from typing import Any
 import click
 
 from trimtab import config as configuration
+from trimtab.cli.engine_run import Managed
 from trimtab.config import Config
 from trimtab.errors import ConfigError, StoreError
-from trimtab.stores import engines_up
-from trimtab.supervise import GIVE_UP, Child, Context, Supervisor
+from trimtab.stores import engine_runs, engines_up
+from trimtab.supervise import Child, Context, Supervisor
 
 _log = logging.getLogger("trimtab")
 _PR_SET_NAME = 15
@@ -65,7 +66,7 @@ class _Serve:
         self._overrides = overrides
         self._config = self._load()
         self._ports: dict[str, int] = {}
-        self._holders: list[socket.socket] = []
+        self._engines: list[Managed] = []
         self._sock: socket.socket
         self._began = time.perf_counter()
 
@@ -78,6 +79,7 @@ class _Serve:
         _name_process("trimtab-superv")
         Path(server.data_dir).mkdir(parents=True, exist_ok=True)
         self._sock = _listen(server.host, server.port)
+        self._take_engines()
         children = [
             Child(f"worker {n}", self._worker(n), _WORKERS, grace_s=server.shutdown_grace_s + 5, reload=True)
             for n in range(server.workers)
@@ -85,9 +87,7 @@ class _Serve:
         children.append(Child("ingester", self._ingester, _INGESTER, reload=True))
         if configuration.keeps_similar(self._config):
             children.append(Child(self._similar_name(), self._similar, _INGESTER))
-        children += [
-            Child(f"engine {name}", self._engine(name), _ENGINES) for name in configuration.own_processes(self._config)
-        ]
+        children += [managed.child(_ENGINES, self._shed(managed)) for managed in self._engines]
         self._tell_engines()
         try:
             return Supervisor(children, on_reload=self._reload, on_ready=self._announce).run()
@@ -129,18 +129,41 @@ class _Serve:
             from trimtab.app import run_worker
 
             _name_process(f"trimtab-worker{n}")
+            self._drop_claims()
             run_worker(self._config, self._load, f"worker{n}", self._ports, self._sock, context.ready)
 
-        self._reserve_ports()
         return run
 
-    def _reserve_ports(self) -> None:
-        """A loopback port for each engine of ours, kept across its restarts by a socket that never listens."""
+    def _take_engines(self) -> None:
+        """Run each engine of ours, or attach to it where `trimtab engine start` runs it already."""
+        data_dir = Path(self._config.server.data_dir)
         for name in configuration.own_processes(self._config):
-            if name not in self._ports:
-                module = configuration.find("engines", self._config.engines[name].kind)
-                holder, self._ports[name] = module.reserve_port()
-                self._holders.append(holder)
+            claim = engine_runs.claim(data_dir, name)
+            run = None if claim else engine_runs.last(data_dir, name)
+            if run is not None and run.owner == "start":
+                self._ports[name] = run.port
+                _log.info("engine %s runs already (pid %d, %s): attached", name, run.pid, run.url)
+                continue
+            managed = Managed(self._config, name, "serve", claim)
+            if managed.log_path is not None:
+                _log.info("engine %s writes to %s", name, managed.log_path)
+            managed.say()
+            self._engines.append(managed)
+            self._ports[name] = managed.run.port
+
+    def _drop_claims(self, keep: Managed | None = None) -> None:
+        """In a child: an engine is claimed by its own process and the supervisor alone."""
+        for managed in self._engines:
+            if managed.claim is not None and managed is not keep:
+                managed.claim.close()
+
+    def _shed(self, managed: Managed) -> Callable[[], None]:
+        def first() -> None:
+            _name_process("trimtab-engine")
+            self._sock.close()
+            self._drop_claims(keep=managed)
+
+        return first
 
     def _tell_engines(self) -> None:
         """Where the engines listen, for `trimtab engine status`."""
@@ -158,6 +181,7 @@ class _Serve:
 
         _name_process("trimtab-ingest")
         self._sock.close()
+        self._drop_claims()
         turn = Turn()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, turn.stop)
@@ -169,27 +193,13 @@ class _Serve:
 
         _name_process("trimtab-similar")
         self._sock.close()
+        self._drop_claims()
         try:
             run_similar(self._config, context.ready)
         except (ConfigError, StoreError) as exc:
             _log.error("the %s cannot start, requests go on without it: %s", self._similar_name(), exc)
             return 1
         return 0
-
-    def _engine(self, name: str) -> Callable[[Context], int | None]:
-        def run(context: Context) -> int:
-            from trimtab.app import run_engine
-
-            _name_process("trimtab-engine")
-            self._sock.close()
-            try:
-                run_engine(self._config, name, self._ports[name], context.ready)
-            except ConfigError as exc:
-                _log.error("%s", exc)  # no restart mends it: the weights cannot be had, or are no model
-                return GIVE_UP
-            return 0
-
-        return run
 
 
 def _listen(host: str, port: int) -> socket.socket:

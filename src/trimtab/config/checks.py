@@ -115,12 +115,16 @@ def resolve_files(settings: Any, folder: FilePath) -> Any:
     changes = {}
     for field in ("ca_file", "model", "draft_model"):
         value = getattr(settings, field, "")
-        if isinstance(value, str) and value and (field == "ca_file" or value.endswith(".gguf")):
+        if isinstance(value, str) and value and (field == "ca_file" or _names_file(value)):
             changes[field] = str(folder / FilePath(value).expanduser())
     base_url = getattr(settings, "base_url", "")
     if isinstance(base_url, str) and base_url.endswith("/"):
         changes["base_url"] = base_url.rstrip("/")
     return msgspec.structs.replace(settings, **changes) if changes else settings
+
+
+def _names_file(model: str) -> bool:
+    return model.endswith(".gguf") or model.startswith(("./", "../", "~/"))
 
 
 def _names(document: dict[str, Any], group: str) -> set[str]:
@@ -190,7 +194,7 @@ def _check_engine(name: str, engine: EngineConfig, env: Mapping[str, str], probl
             if message:
                 problems.add(path, message)
     if getattr(settings, "speculation", "") == "draft" and not settings.draft_model:
-        problems.add(("engines", name, "draft_model"), "is missing; speculation by a draft model takes its .gguf file")
+        problems.add(("engines", name, "draft_model"), "is missing; speculation by a draft model needs that model")
     variable = getattr(settings, "api_key_env", "")
     path = ("engines", name, "api_key_env")
     if isinstance(variable, str) and variable and path not in problems:

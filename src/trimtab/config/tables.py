@@ -87,15 +87,23 @@ def read_engines(document: Table, problems: Problems) -> dict[str, EngineConfig]
             problems.add((*path, "kind"), f'{wrong}; add kind = "openai_http" or another kind of engine')
             continue
         try:
-            cls = find("engines", kind).Config
+            module = find("engines", kind)
         except ConfigError as error:
             problems.add((*path, "kind"), str(error))
             continue
-        settings = decode(cls, table, path, problems, also=("kind", "admission"))
+        for key, message in _cannot(module, table).items():
+            problems.add((*path, key), message)
+        settings = decode(module.Config, table, path, problems, also=("kind", "admission"))
         if settings is not None:
             admission = read_admission(table, settings, (*path, "admission"), problems)
             engines[name] = EngineConfig(kind, settings, admission)
     return engines
+
+
+def _cannot(module: Any, table: Table) -> dict[str, str]:
+    """What the kind of engine refuses by name, if its module has anything to say."""
+    found: dict[str, str] = getattr(module, "cannot", lambda table: {})(table)
+    return found
 
 
 def read_admission(engine: Table, settings: Any, path: Path, problems: Problems) -> AdmissionConfig:

@@ -12,17 +12,22 @@ from trimtab.engines.llama_cpp.settings import HOST, Config, model_name
 from trimtab.errors import ConfigError
 
 _ERRORS_ONLY: Final = 1
+_GGML_TYPES: Final = {"f16": 1, "q8_0": 8, "q4_0": 2}
 
 
-def reserve_port() -> tuple[socket.socket, int]:
-    """Take a free loopback port for an engine that is started, and started again, later.
+def reserve_port(wanted: int = 0) -> tuple[socket.socket, int]:
+    """Take a free loopback port, `wanted` or any, for an engine that is started, and started again, later.
 
-    Keep the socket as long as the port is wanted: bound but never listening, it takes no connection and keeps every
-    other program from the port, while `serve` may bind beside it.
+    Raises OSError if `wanted` is taken. Keep the socket as long as the port is wanted: bound but never
+    listening, it takes no connection and keeps every other program from the port, while `serve` may bind beside it.
     """
+    if wanted:
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:  # or it would share another engine's port
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((HOST, wanted))
     held = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    held.bind((HOST, 0))
+    held.bind((HOST, wanted))
     return held, int(held.getsockname()[1])
 
 
@@ -81,6 +86,8 @@ def _params(xllamacpp: Any, config: Config, weights_path: Path, port: int) -> An
     params.hostnames, params.port, params.reuse_port = [HOST], port, True
     # Slots share no pool of memory (`kv_unified`): when one overflows, every request in flight ends with a 500.
     params.n_ctx, params.n_parallel, params.kv_unified = config.context_tokens * config.parallel, config.parallel, False
+    params.n_batch, params.n_ubatch = config.batch_tokens, min(config.batch_tokens, params.n_ubatch)
+    params.cache_type_k = params.cache_type_v = _GGML_TYPES[config.kv_cache_type]
     # A web page in a browser on this machine may not read from it.
     params.cors_origins, params.cors_credentials = f"http://{HOST}", False
     # Each stream, running or in line, holds a thread; without spare ones /health would wait too.

@@ -14,6 +14,8 @@ HOST: Final = "127.0.0.1"
 Context = Annotated[int, Meta(ge=256, le=1 << 20, description="a whole number of tokens from 256 to 1048576")]
 Parallel = Annotated[int, Meta(ge=1, le=64, description="a whole number of requests from 1 to 64")]
 Drafted = Annotated[int, Meta(ge=1, le=64, description="a whole number of tokens from 1 to 64")]
+BatchTokens = Annotated[int, Meta(ge=32, le=65536, description="a whole number of tokens from 32 to 65536")]
+KvCacheType = Literal["f16", "q8_0", "q4_0"]
 Speculation = Literal["none", "ngram", "ngram_map", "ngram_mod", "draft"]
 Threads = Annotated[int, Meta(ge=1, le=512, description="a whole number from 1 to 512")]
 
@@ -28,6 +30,8 @@ class Config(msgspec.Struct, frozen=True):
     model: str = BUILT_IN  # or the path of a .gguf file
     context_tokens: Context = 4096
     parallel: Parallel = 8
+    batch_tokens: BatchTokens = 2048  # computed in one step, all requests together
+    kv_cache_type: KvCacheType = "f16"
     threads: Threads = 2
     prefix_cache: bool = True  # a slot keeps what it has read, for the next prompt that begins alike
     speculation: Speculation = "none"  # the next tokens are drafted from the text so far, or by a smaller model
