@@ -276,9 +276,12 @@ class HttpReply:
 
 
 class Origin:
-    """A scheme, host and port with its idle connections; created inside the event loop that uses it."""
+    """A scheme, host and port with its idle connections; created inside the event loop that uses it.
 
-    def __init__(self, base_url: str, *, ca_file: str = "") -> None:
+    With `keep_alive` false each call has a connection of its own.
+    """
+
+    def __init__(self, base_url: str, *, ca_file: str = "", keep_alive: bool = True) -> None:
         url = urlsplit(base_url)
         if url.scheme not in ("http", "https") or not url.hostname:
             raise ValueError(f"{base_url!r} is no http(s) URL")
@@ -294,6 +297,7 @@ class Origin:
                 self._tls.load_verify_locations(cafile=ca_file)
         self.loop = asyncio.get_running_loop()
         self.outbox = outbox()
+        self._keep_alive = keep_alive
         self._idle: list[_Connection] = []
         self._all: set[_Connection] = set()
 
@@ -348,6 +352,9 @@ class Origin:
 
     def release(self, connection: _Connection) -> None:
         """Take a connection back for the next call."""
+        if not self._keep_alive:
+            connection.transport.close()
+            return
         connection.idle_since = self.loop.time()
         self._idle.append(connection)
 

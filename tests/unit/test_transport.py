@@ -226,3 +226,16 @@ async def test_connecting_has_a_deadline():
 async def test_retry_after(header, seconds):
     async with Server(b"HTTP/1.1 429 Slow\r\n" + header + b"\r\ncontent-length: 0\r\n\r\n") as server:
         assert (await server.call()).retry_after_s == seconds
+
+
+async def test_without_keep_alive_each_call_has_a_connection_of_its_own():
+    async with Server() as server:
+        host = f"http://127.0.0.1:{server.origin.port}"
+        for keep_alive, connections in ((True, 1), (False, 2)):
+            server.connections, server.answers = 0, [b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nhi"] * 2
+            origin = Origin(host, keep_alive=keep_alive)
+            for _ in range(2):
+                reply = await origin.request("POST", "/v1/x", b"", b"{}", 5.0)
+                assert await reply.read(10) == b"hi"
+            await origin.close()
+            assert server.connections == connections

@@ -22,5 +22,9 @@ class LlamaCppEngine(LoopbackEngine):
 
 
 def build(name: str, config: Config, port: int) -> LlamaCppEngine:
-    """An engine inside the running event loop, for the server on `port`."""
-    return LlamaCppEngine(name, config.provider, "", Origin(f"http://{HOST}:{port}"))
+    """An engine inside the running event loop, for the server on `port`.
+
+    The server closes a connection after each stream without saying so beforehand: a call that follows at once on it,
+    as one from the queue does, would be lost.
+    """
+    return LlamaCppEngine(name, config.provider, "", Origin(f"http://{HOST}:{port}", keep_alive=False))
