@@ -23,10 +23,10 @@ HERE = Path(__file__).resolve().parent
 TRIMTAB = Path(sys.executable).with_name("trimtab")
 VERDICTS = {
     "quantization": "gate-q8_0-new-sample-2026-11-22.json",
-    "semantic cache": "gate-semantic-support-2026-11-22.json",
+    "semantic cache": "gate-semantic-085-support-2026-11-22.json",
+    "semantic cache and quantization": "gate-q8_0-semantic-085-support-2026-11-22.json",
 }
-SUITE_OF = {"semantic cache": ("support",)}  # the workloads that a verdict's suite is about; others: any
-THRESHOLD = 0.93
+OF_SUPPORT = "semantic cache"  # verdicts on it are of a suite of support questions
 LAST, WITHOUT = -2, -1  # of the accepted steps
 TARGETS = (
     ("p50, times faster", LAST, "e2e_p50", 10.0),
@@ -52,10 +52,10 @@ def climbed(workload: str, seed: int, options: argparse.Namespace) -> dict[str, 
     name = f"{workload}-{seed}"
     folder = HERE.parent / ".bench" / "ladder"
     command = [str(TRIMTAB), "bench", "levers", "--json", "--workload", workload, "--seed", str(seed)]
-    command += ["--threshold", str(THRESHOLD), "--out", str(folder / name), "--html", str(folder / f"{name}.html")]
+    command += ["--out", str(folder / name), "--html", str(folder / f"{name}.html")]
     folder.mkdir(parents=True, exist_ok=True)
     for lever in VERDICTS:
-        if workload in SUITE_OF.get(lever, (workload,)):
+        if workload == "support" or OF_SUPPORT not in lever:
             command += ["--verdict", f"{lever}={verdict(lever, folder)}"]
     if options.requests:
         command += ["--requests", str(options.requests)]

@@ -36,7 +36,7 @@ def run(name="baseline", *, e2e=10.0, cost=1.0, cache="miss", texts=None, config
         Timing(n, ok=True, total_s=e2e + n, ttft_s=e2e / 2, cache=cache, text=(texts or {}).get(n, ASKED[n][1]))
         for n in range(6)
     )
-    facts = {"warm_up_usd": 0.0, "calls": 6, "fresh_tokens": 60, "cached_tokens": 0, "output_tokens": 30} | more
+    facts = {"beside_usd": 0.0, "calls": 6, "fresh_tokens": 60, "cached_tokens": 0, "output_tokens": 30} | more
     return Run(
         name=name,
         config=config,
@@ -133,7 +133,7 @@ def test_what_a_step_shows():
     assert row.quality == 0.5  # of the two repeats of question 0, one was answered otherwise
     assert row.quality_low < 0.5 < row.quality_high
     assert row.less == {}
-    faster = step(run("prefix reuse", e2e=1.0, cost=0.2, cpu=1.5, warm_up_usd=0.6, cached_tokens=180), baseline)
+    faster = step(run("prefix reuse", e2e=1.0, cost=0.2, cpu=1.5, beside_usd=0.6, cached_tokens=180), baseline)
     assert faster.cost_per_request == pytest.approx(0.3)
     assert faster.less["cost"].value == pytest.approx(1 / 0.3)
     assert faster.less["e2e_p50"].value == pytest.approx(12.5 / 3.5)

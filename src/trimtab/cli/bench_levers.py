@@ -37,12 +37,9 @@ _INTERRUPTED: Final = 130
               help="llama_cpp: the embedded one.")  # fmt: skip
 @click.option("--model", default="", help="Weights of the baseline.  [default: the embedded model in F16]")
 @click.option("--quantized", default="", help="Weights of the quantization step.  [default: the same in Q8_0]")
-@click.option("--command", default="vllm", show_default=True, help="Of --engine vllm: how it is started.")
+@click.option("--command", default="vllm serve", show_default=True, help="Of --engine vllm: how it is started.")
 @click.option("--verdict", "verdicts", multiple=True, metavar="LEVER=FILE",
-              help='A verdict of `trimtab gate` on "semantic cache" or quantization. Repeatable.')  # fmt: skip
-@click.option(
-    "--threshold", type=click.FloatRange(0, 1), default=0.93, show_default=True, help="Of the semantic cache."
-)
+              help='A verdict of `trimtab gate`: of "semantic cache", quantization. Repeatable.')  # fmt: skip
 @click.option("--routing", type=click.Path(path_type=Path, exists=True, dir_okay=False),
               help="TOML that the last step adds: [models.*] and [levers.route].")  # fmt: skip
 @click.option("--parallel", type=click.IntRange(1, 64), default=8, show_default=True, help="Requests at once, at most.")
@@ -116,7 +113,6 @@ def _terms(chosen: Workload, seed: int, options: dict[str, Any]) -> Terms:
         model=_absolute(model),
         quantized=_absolute(quantized),
         verdicts=read_verdicts(options["verdicts"]),
-        threshold=options["threshold"],
         utilization=options["utilization"],
         routing=routing,
     )

@@ -116,7 +116,7 @@ class Climber:
                 self._view.say(f"{rung}: {tried}")
                 continue
             found = figures.step(await self._run(rung, tried), baseline, self._workload, self._same)
-            found = figures.ruled(found, before)
+            found = figures.ruled(found, before, setup.verdict_behind(rung, tried, self._terms))
             self._steps.append(found)
             self._view.say(f"{rung}: {found.reason}")
             if found.accepted:
@@ -307,7 +307,8 @@ def _billed(
     with ledger_reader.Reader(folder / "data" / ledger_db.FILE_NAME) as reader:
         rows = {row["id"]: row for row in reader.export()}
         attempts = list(reader.export(attempts=True))
-    asked = [row for row in attempts if row["workflow"] == _ASKED]
+    own = {one.request_id for one in timings}
+    asked = [row for row in attempts if row["request_id"] in own]
     cpu, others, pace, took_s = spent
     return Run(
         name=name,
@@ -317,7 +318,7 @@ def _billed(
         cost_usd=tuple(
             (rows[one.request_id]["cost_nusd"] or 0) / 1e9 if one.request_id in rows else 0.0 for one in timings
         ),
-        warm_up_usd=sum((row["cost_nusd"] or 0) for row in rows.values() if row["workflow"] == _WARM_UP) / 1e9,
+        beside_usd=sum(row["cost_nusd"] or 0 for row in rows.values() if row["id"] not in own) / 1e9,
         calls=len(asked),
         fresh_tokens=sum(row["input_tokens"] for row in asked),
         cached_tokens=sum(row["cache_read_tokens"] for row in asked),

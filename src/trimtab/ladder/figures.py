@@ -31,7 +31,7 @@ class Run(msgspec.Struct, frozen=True):
     rate_per_s: float
     timings: tuple[Timing, ...]
     cost_usd: tuple[float, ...]
-    warm_up_usd: float
+    beside_usd: float  # of what was asked beside them: warm-up, audits of the semantic cache
     calls: int  # to the engine, for the workload's requests
     fresh_tokens: int  # of prompts, computed
     cached_tokens: int  # of prompts, reused by the engine
@@ -70,7 +70,7 @@ class Step(msgspec.Struct, frozen=True):
     engine_e2e_p99_s: float | None = None
     tokens_per_call: float | None = None  # computed: prompt tokens that were not reused, and output
     prefix_share: float | None = None  # of the prompts' tokens, reused by the engine
-    cost_per_request: float | None = None  # warm-up counted
+    cost_per_request: float | None = None  # warm-up and audits counted
     engine_cpu_s: float | None = None  # a request, warm-up counted
     cpu_s: float | None = None  # the same, of all processes: gateway, caches, engine
     hit_rate: float | None = None  # answered without a call of their own
@@ -141,8 +141,11 @@ def step(run: Run, baseline: Run, workload: Workload, same: Same, *, seed: int =
     )
 
 
-def ruled(found: Step, before: Step) -> Step:
-    """The step with its ruling: a lever stays if it saves, or hastens at no more cost, against the step before."""
+def ruled(found: Step, before: Step, verdict: str = "") -> Step:
+    """The step with its ruling: a lever stays if it saves, or hastens at no more cost, against the step before.
+
+    `verdict` names the file that stands behind a lever that can change answers.
+    """
     changes = [
         (name, getattr(found, field) / getattr(before, field))
         for name, field in (("cost", "cost_per_request"), ("p50", "e2e_p50_s"), ("p99", "e2e_p99_s"))
@@ -158,7 +161,8 @@ def ruled(found: Step, before: Step) -> Step:
     saves = cost < _CHEAPER and max(times, default=1.0) < _SLOWER
     hastens = cost <= 1 / _CHEAPER and min(times, default=1.0) < _FASTER and max(times, default=1.0) < 1 / _FASTER
     pays = saves or hastens
-    return msgspec.structs.replace(found, accepted=pays, reason=said if pays else f"does not pay here: {said}")
+    said = (said if pays else f"does not pay here: {said}") + (f"; under {verdict}" if verdict else "")
+    return msgspec.structs.replace(found, accepted=pays, reason=said)
 
 
 _REUSED: Final = ("hit", "coalesced", "semantic")  # what x-trimtab-cache says of an answer that took no call
@@ -169,7 +173,7 @@ def _of(values: Sequence[float | None], q: float) -> float | None:
 
 
 def _cost(run: Run) -> float:
-    return sum(run.cost_usd) + run.warm_up_usd
+    return sum(run.cost_usd) + run.beside_usd
 
 
 def _engine_cpu_s(run: Run) -> float:
@@ -227,8 +231,8 @@ def _less(run: Run, baseline: Run, rng: random.Random) -> dict[str, Ratio]:
     extra = len(both)
     found["cost"] = _interval(
         lambda groups: _over(
-            sum(baseline.cost_usd[g] for g in groups) + baseline.warm_up_usd * len(groups) / extra,
-            sum(run.cost_usd[g] for g in groups) + run.warm_up_usd * len(groups) / extra,
+            sum(baseline.cost_usd[g] for g in groups) + baseline.beside_usd * len(groups) / extra,
+            sum(run.cost_usd[g] for g in groups) + run.beside_usd * len(groups) / extra,
         ),
         both,
         draws,

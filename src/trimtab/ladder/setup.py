@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -28,7 +29,8 @@ EXACT, SEMANTIC, PREFIX, QUANTIZATION, SPECULATION, ROUTING = RUNGS = (
     "routing",
 )
 WITHOUT_CACHES: Final = "without response caches"
-_GATED: Final = (SEMANTIC, QUANTIZATION, SPECULATION)  # they can change answers
+BOTH: Final = f"{SEMANTIC} and {QUANTIZATION}"
+_GATED: Final = (SEMANTIC, QUANTIZATION, BOTH, SPECULATION)  # they can change answers
 
 
 class Terms(msgspec.Struct, frozen=True):
@@ -41,7 +43,6 @@ class Terms(msgspec.Struct, frozen=True):
     model: str  # the weights of the baseline
     quantized: str = ""  # the weights of the quantization rung; "" where there are none
     verdicts: dict[str, str] = {}  # by rung: the file of `trimtab gate` that stands behind it
-    threshold: float = 0.93  # the cosine of the semantic cache
     ngram_tokens: int = 3
     draft_tokens: int = 12
     warmed: int = 2  # slots that hold the shared prefix before the requests come
@@ -94,7 +95,7 @@ def with_rung(rung: str, setup: Setup, terms: Terms, folder: Path) -> Setup | st
     if rung == SEMANTIC:
         return _semantic(setup, terms, folder)
     if rung == QUANTIZATION:
-        return _quantized(setup, terms)
+        return _quantized(setup, terms, folder)
     if rung == SPECULATION:
         tried = change(setup, engine={**setup.engine, **drafted(terms)})
         return _objection(rung, terms, (), ('speculation = "ngram"',)) or tried
@@ -113,11 +114,17 @@ def _served(terms: Terms, model: str) -> str:
 
 
 def _semantic(setup: Setup, terms: Terms, folder: Path) -> Setup | str:
-    """As a gateway would rule: without a verdict on these very settings the lever would run in shadow."""
+    """With the settings that were judged; as a gateway would rule, which without a verdict ran it in shadow."""
     verdict = terms.verdicts.get(SEMANTIC, "")
     if not verdict:
         return f"needs a verdict of `trimtab gate`: --verdict '{SEMANTIC}=FILE'"
-    table = {"mode": "static", "threshold": terms.threshold, "verdict": verdict}
+    return _under(verdict, setup, folder)
+
+
+def _under(verdict: str, setup: Setup, folder: Path) -> Setup | str:
+    """The semantic cache as a verdict's candidate had it, or why the verdict does not stand behind it."""
+    judged = tomllib.loads(verdicts.read(Path(verdict)).candidate.settings).get("levers", {}).get("semantic_cache", {})
+    table = {key: value for key, value in judged.items() if key not in ("gate", "verdict")} | {"verdict": verdict}
     tried = msgspec.structs.replace(setup, semantic=table)
     file = folder / "semantic.toml"
     file.write_text(tried.toml(), encoding="utf-8")
@@ -130,15 +137,18 @@ def drafted(terms: Terms) -> dict[str, Any]:
     return {"speculation": "ngram", "ngram_tokens": terms.ngram_tokens, "draft_tokens": terms.draft_tokens}
 
 
-def _quantized(setup: Setup, terms: Terms) -> Setup | str:
+def _quantized(setup: Setup, terms: Terms, folder: Path) -> Setup | str:
     if not terms.quantized:
         return "this engine has no quantized weights of the model: --quantized names some"
     names = Path(terms.model).name, Path(terms.quantized).name
-    return _objection(QUANTIZATION, terms, names[:1], names[1:]) or msgspec.structs.replace(
-        setup,
-        engine={**setup.engine, "model": terms.quantized},
-        model_name=_served(terms, terms.quantized),
-    )
+    if objection := _objection(QUANTIZATION, terms, names[:1], names[1:]):
+        return objection
+    engine = {**setup.engine, "model": terms.quantized}
+    tried = msgspec.structs.replace(setup, engine=engine, model_name=_served(terms, terms.quantized))
+    if setup.semantic is None or BOTH not in terms.verdicts:
+        return tried
+    # Two levers may each lose what the margin allows: where both were judged together, that verdict counts.
+    return _objection(BOTH, terms, names[:1], names[1:]) or _under(terms.verdicts[BOTH], tried, folder)
 
 
 def _objection(rung: str, terms: Terms, reference: tuple[str, ...], candidate: tuple[str, ...]) -> str:
@@ -155,6 +165,12 @@ def _objection(rung: str, terms: Terms, reference: tuple[str, ...], candidate: t
             if text not in head.settings:
                 return f"{name} is not about {text}"
     return ""
+
+
+def verdict_behind(rung: str, chosen: Setup, terms: Terms) -> str:
+    """The name of the file that stands behind a rung; "" if none has to."""
+    both = rung == QUANTIZATION and chosen.semantic is not None and BOTH in terms.verdicts
+    return Path(terms.verdicts.get(BOTH if both else rung, "")).name
 
 
 def read_verdicts(given: tuple[str, ...]) -> dict[str, str]:
