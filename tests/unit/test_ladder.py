@@ -143,6 +143,15 @@ def test_what_a_step_shows():
     assert (faster.quality, faster.identical) == (5 / 6, 5 / 6)
 
 
+def test_a_reused_answer_that_an_audit_renewed_is_of_no_known_question():
+    timings = (
+        Timing(0, ok=True, total_s=1.0, cache="miss", text="A"),
+        Timing(1, ok=True, total_s=1.0, cache="semantic", text="new"),
+    )
+    row = step(run("semantic cache", timings=timings), run())
+    assert (row.semantic_wrong, row.semantic_unknown) == (0, 1)
+
+
 def test_reused_answers_of_another_intent_are_counted():
     words = ("miss", "miss", "hit", "semantic", "semantic", "miss")
     said = ("A", "B", "A", "B", "B", "C")
@@ -152,6 +161,7 @@ def test_reused_answers_of_another_intent_are_counted():
     )
     row = step(run("semantic cache", timings=timings, calls=3), run())
     assert (row.exact_share, row.semantic_share, row.semantic_wrong) == (1 / 6, 2 / 6, 1)
+    assert row.semantic_unknown == 0
     assert row.hit_rate == 0.5
     assert row.engine_e2e_p50_s == 1.0
 

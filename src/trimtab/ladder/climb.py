@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Final, Protocol, TypeVar
+from typing import Final, NamedTuple, Protocol, TypeVar
 
 import msgspec
 
@@ -22,9 +22,10 @@ from trimtab.ladder.setup import Setup, Terms
 from trimtab.measure import speculation
 from trimtab.measure.contention import Contention, cpu_s, pace_s
 from trimtab.measure.gateway import GatewayFailed, GatewayProcess, of_config
-from trimtab.measure.load import Limits, Timing, replay, saturate
+from trimtab.measure.load import Call, Limits, Timing, replay, saturate
+from trimtab.measure.scrape import Scraper
 from trimtab.measure.workloads import Workload, body
-from trimtab.stores import ledger_db, ledger_reader
+from trimtab.stores import engines_up, ledger_db, ledger_reader
 from trimtab.transport import Origin
 
 _READY_S: Final = 600.0  # the first start fetches weights
@@ -144,10 +145,14 @@ class Climber:
         calls = self._workload.calls(setup.MODEL, 1.0)
         groups = self._workload.groups
         probes = [call for call in calls if groups.index(groups[call.group]) == call.group][:_PROBES]
-        async with _Served(self._folder / "capacity", baseline) as (origin, _):
+        async with _Served(self._folder / "capacity", baseline) as served:
             self._view.say("measuring what the baseline's engine can do")
             per_s, timings = await saturate(
-                origin, probes, _head(_WARM_UP), concurrency=baseline.engine.get("parallel", 8), at_most_s=_ANSWER_S
+                served.origin,
+                probes,
+                _head(_WARM_UP),
+                concurrency=baseline.engine.get("parallel", 8),
+                at_most_s=_ANSWER_S,
             )
         if not any(timing.ok for timing in timings):
             raise GatewayFailed(f"the baseline answered nothing: {timings[0].error if timings else 'no requests'}")
@@ -168,15 +173,16 @@ class Climber:
         folder = self._folder / "gateway" / name.replace(" ", "-")
         timings: list[Timing] = []
         pace = pace_s()
-        async with _Served(folder, chosen) as (origin, gateway):
+        async with _Served(folder, chosen) as served:
             if chosen.semantic is not None:
-                await _has_models(origin)
-            began, used, others = time.monotonic(), cpu_s(gateway.pid), Contention(gateway.pid)
-            await self._warm_up(origin, chosen.warmed)
+                await _has_models(served.origin)
+            pid = served.gateway.pid
+            began, used, others = time.monotonic(), cpu_s(pid), Contention(pid)
+            await self._warm_up(served.origin, chosen.warmed)
             title = f"{name} ({self._place(name)})"
             with self._view.bar(title, len(calls)) as tick:
-                await replay(origin, calls, _head(_ASKED), _noting(timings, tick), Limits(deadline_s=_ANSWER_S))
-            now = cpu_s(gateway.pid)
+                await replay(served.origin, calls, _head(_ASKED), _noting(timings, tick), Limits(deadline_s=_ANSWER_S))
+            now = cpu_s(pid)
             share, took_s = others.share(), time.monotonic() - began
         pace = (pace + pace_s()) / 2
         timings.sort(key=lambda timing: timing.group)
@@ -213,7 +219,7 @@ class Climber:
         bodies = list(dict.fromkeys(body(setup.MODEL, one.fields) for one in self._workload.asked))[:_TRIED]
         samples: tuple[list[speculation.Sample], ...] = ([], [])
         folder = self._folder / "gateway"
-        async with _Served(folder / "plain", plain) as (one, _), _Served(folder / "guessing", guessing) as (other, _):
+        async with _Served(folder / "plain", plain) as one, _Served(folder / "guessing", guessing) as other:
             with self._view.bar("does speculation pay here?", 2 * len(bodies)) as tick:
                 for number, asked in enumerate(bodies):
                     for n in (number % 2, 1 - number % 2):  # each comes first as often
@@ -228,6 +234,12 @@ class _Trial(msgspec.Struct, frozen=True):
     row: speculation.Row
 
 
+class _Running(NamedTuple):
+    origin: Origin
+    gateway: GatewayProcess
+    data_dir: Path
+
+
 class _Served:
     """A gateway for a while, in a folder of its own that is emptied before."""
 
@@ -236,10 +248,10 @@ class _Served:
         folder.mkdir(parents=True)
         config = folder / "trimtab.toml"
         config.write_text(chosen.toml(), encoding="utf-8")
-        self._gateway = of_config(config, folder)
+        self._gateway, self._data_dir = of_config(config, folder), folder / "data"
         self._origin: Origin | None = None
 
-    async def __aenter__(self) -> tuple[Origin, GatewayProcess]:
+    async def __aenter__(self) -> _Running:
         self._gateway.start()
         try:
             await self._gateway.wait_ready(_READY_S, lambda _: None)
@@ -247,7 +259,7 @@ class _Served:
             self._gateway.stop()
             raise
         self._origin = Origin(self._gateway.base_url)
-        return self._origin, self._gateway
+        return _Running(self._origin, self._gateway, self._data_dir)
 
     async def __aexit__(self, *exc: object) -> None:
         if self._origin is not None:
@@ -260,13 +272,35 @@ async def _ask(origin: Origin, asked: bytes, workflow: str) -> tuple[int, bytes]
     return reply.status, await reply.read(_ANSWER_BYTES)
 
 
-async def _clocked(origin: Origin, number: int, asked: bytes) -> speculation.Sample:
-    whole = {**msgspec.json.decode(asked), "stream": False}
-    del whole["stream_options"]
-    status, said = await _ask(origin, msgspec.json.encode(whole), _WARM_UP)
-    if status != 200:
-        raise TrimtabError(f"the engine answered {status}: {said[:300].decode(errors='replace')}")
-    return speculation.sample(number, said, None)
+async def _clocked(served: _Running, number: int, asked: bytes) -> speculation.Sample:
+    """One answer by a client's clock, with the engine's own count of what it drafted meanwhile."""
+    (engine,) = engines_up.read(served.data_dir)
+    scraper = Scraper(engine.url)
+    try:
+        before = await scraper.page()
+        calls = [Call(0.0, number, asked)]
+        head = _head(_WARM_UP, cache="off")
+        _, (timing,) = await saturate(served.origin, calls, head, concurrency=1, at_most_s=_ANSWER_S)
+        first, last = scraper.understood([before, await scraper.page()])
+    finally:
+        await scraper.close()
+    if not timing.ok:
+        raise TrimtabError(f"the engine did not answer: {timing.error}")
+    return speculation.Sample(
+        prompt=number,
+        text=timing.text,
+        ttft_s=timing.ttft_s or 0.0,
+        decode_s=(timing.inter_token_s or 0.0) * timing.output_tokens,
+        tokens=timing.output_tokens,
+        drafted=_more(first.draft_tokens, last.draft_tokens),
+        accepted=_more(first.accepted_tokens, last.accepted_tokens),
+        cost_usd=timing.cost_usd,
+    )
+
+
+def _more(before: float | None, after: float | None) -> int:
+    """What a counter rose by; an engine that does not speculate has none."""
+    return round((after or 0.0) - (before or 0.0))
 
 
 async def _has_models(origin: Origin) -> None:

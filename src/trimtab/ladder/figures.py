@@ -77,7 +77,8 @@ class Step(msgspec.Struct, frozen=True):
     exact_share: float | None = None
     coalesced_share: float | None = None
     semantic_share: float | None = None
-    semantic_wrong: int = 0  # of these, answers to a question of another label
+    semantic_wrong: int = 0  # of these, how many repeat what the model said to questions of other labels only
+    semantic_unknown: int = 0  # how many repeat what an audit brought, whose question is not known
     quality: float | None = (
         None  # share of answers equivalent to the baseline's; its own: to its first of that question
     )
@@ -104,7 +105,7 @@ def step(run: Run, baseline: Run, workload: Workload, same: Same, *, seed: int =
     compared = _compared(run, baseline, workload)
     words = [same(text, other) for text, other in compared]
     alike = sum(word is True for word in words)
-    semantic = [timing for timing in whole if timing.cache == "semantic"]
+    sources = _sources([timing for timing in whole if timing.cache == "semantic"], own, workload)
     shares = {kind: sum(timing.cache == kind for timing in whole) / requests for kind in _REUSED}
     prompt_tokens = run.fresh_tokens + run.cached_tokens
     return Step(
@@ -128,7 +129,8 @@ def step(run: Run, baseline: Run, workload: Workload, same: Same, *, seed: int =
         exact_share=shares["hit"],
         coalesced_share=shares["coalesced"],
         semantic_share=shares["semantic"],
-        semantic_wrong=_mislabelled(semantic, own, workload),
+        semantic_wrong=sum(bool(labels) and label not in labels for label, labels in sources),
+        semantic_unknown=sum(not labels for _, labels in sources),
         quality=alike / len(words) if words else None,
         quality_low=1 - share_upper(len(words) - alike, len(words), _LIMIT) if words else None,
         quality_high=share_upper(alike, len(words), _LIMIT) if words else None,
@@ -205,12 +207,12 @@ def _compared(run: Run, baseline: Run, workload: Workload) -> list[tuple[str, st
     return pairs
 
 
-def _mislabelled(semantic: Sequence[Timing], own: Sequence[Timing], workload: Workload) -> int:
-    """Reused answers that the model gave to questions of other labels only."""
-    said: dict[str, set[str]] = {}
+def _sources(semantic: Sequence[Timing], own: Sequence[Timing], workload: Workload) -> list[tuple[str, frozenset[str]]]:
+    """By reused answer: its question's label, and those of the questions to which the model said the same."""
+    said: dict[str, frozenset[str]] = {}
     for timing in own:
-        said.setdefault(timing.text, set()).add(workload.asked[timing.group].label)
-    return sum(workload.asked[timing.group].label not in said.get(timing.text, ()) for timing in semantic)
+        said[timing.text] = said.get(timing.text, frozenset()) | {workload.asked[timing.group].label}
+    return [(workload.asked[one.group].label, said.get(one.text, frozenset())) for one in semantic]
 
 
 def _less(run: Run, baseline: Run, rng: random.Random) -> dict[str, Ratio]:

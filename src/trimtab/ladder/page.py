@@ -64,7 +64,9 @@ def lines_below(found: Ladder) -> Iterator[str]:
     if wrong:
         last = wrong[-1]
         reused = round((last.semantic_share or 0) * last.requests)
-        yield f"Reused answers of similar questions: {reused}, {last.semantic_wrong} of them of another intent."
+        unknown = f", {last.semantic_unknown} renewed by an audit" if last.semantic_unknown else ""
+        wrong_ones = f"{last.semantic_wrong} of them of another intent"
+        yield f"Reused answers of similar questions: {reused}, {wrong_ones}{unknown}."
     for step in found.steps:
         if step.others_cpu is not None and step.others_cpu > NOISY:
             yield f"{step.name}: other programs took {step.others_cpu:.0%} of the processors; measure it again."

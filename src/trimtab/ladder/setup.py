@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import msgspec
 
-from trimtab.config import load
+from trimtab.config import find, load
 from trimtab.errors import BadRequest
 from trimtab.evals import verdicts
 from trimtab.evals.gates import Verdicts
@@ -110,7 +110,10 @@ def without_caches(setup: Setup) -> Setup:
 
 
 def _served(terms: Terms, model: str) -> str:
-    return Path(model).stem if terms.engine["kind"] == "llama_cpp" else model
+    """What the engine calls these weights."""
+    module = find("engines", terms.engine["kind"])
+    name: str = module.model_name(module.Config(model=model))
+    return name
 
 
 def _semantic(setup: Setup, terms: Terms, folder: Path) -> Setup | str:

@@ -100,7 +100,7 @@ class Phase(msgspec.Struct, frozen=True):
     others_cpu: float | None  # what other programs took of the processors, 0 to 1
     errors: tuple[str, ...]  # the first few
     reused: int = 0  # answers of similar questions, by the semantic cache
-    reused_wrong: int = 0  # of them, those whose question had another intent
+    reused_wrong: int = 0  # of them, those whose question had another intent (what an audit renewed does not count)
 
 
 def intents() -> dict[str, str]:
@@ -212,7 +212,7 @@ def phase(timings: Sequence[Timing], ledger: Ledger, others_cpu: float | None, i
         others_cpu=others_cpu,
         errors=tuple(dict.fromkeys(timing.error for timing in timings if timing.error))[:3],
         reused=len(reused),
-        reused_wrong=sum(intents[timing.group] not in said.get(timing.text, ()) for timing in reused),
+        reused_wrong=sum(intents[timing.group] not in said.get(timing.text, intents) for timing in reused),
     )
 
 

@@ -96,6 +96,9 @@ def _params(xllamacpp: Any, config: Config, weights_path: Path, port: int) -> An
     params.cache_ram_mib, params.cache_idle_slots = 0, False
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = config.threads
     params.cache_prompt = config.prefix_cache
+    # A prompt goes to the slot that holds most of it, if that is half. By default a tenth is enough: then all that have
+    # a system prompt in common go to one slot, each writes over what the one before left, and the others stay empty.
+    params.slot_prompt_similarity = 0.5
     _speculate(xllamacpp, params.speculative, config)
     params.endpoint_metrics, params.endpoint_slots, params.ui = True, True, False
     params.verbosity = _ERRORS_ONLY
