@@ -101,8 +101,10 @@ def render(found: Ladder) -> str:
 
 
 _OWN_STYLE: Final = """
-.out { color: var(--soft); } td.why { text-align: left; min-width: 16rem; white-space: normal; }
-.scroll { overflow-x: auto; } td { white-space: nowrap; } .name { fill: var(--ink); }
+.out { color: var(--soft); } .scroll { overflow-x: auto; } .name { fill: var(--ink); } td, th { padding: .25rem .4rem; }
+td { white-space: nowrap; border-bottom: 0; padding-bottom: 0; } body { max-width: 1280px; }
+td.why { text-align: left; white-space: normal; color: var(--soft); font-size: .88rem; padding: 0 .4rem .25rem;
+  border-bottom: 1px solid var(--line); }
 """
 
 
@@ -190,13 +192,17 @@ _COLUMNS: Final[tuple[tuple[str, Callable[[Step], str]], ...]] = (
 
 
 def _table(found: Ladder) -> str:
-    head = "".join(f"<th>{escape(name)}</th>" for name in ("step", *(name for name, _ in _COLUMNS), "ruling"))
+    head = "".join(f"<th>{escape(name)}</th>" for name in ("step", *(name for name, _ in _COLUMNS)))
     rows = []
     for step in found.steps:
-        cells = "".join(f"<td>{show(step) if step.requests else ''}</td>" for _, show in _COLUMNS)
         kind = "" if step.accepted else ' class="out"'
-        name = step.name if step.accepted else f"({step.name})"
-        rows.append(f'<tr{kind}><td>{escape(name)}</td>{cells}<td class="why">{escape(step.reason)}</td></tr>')
+        name = escape(step.name if step.accepted else f"({step.name})")
+        why = f'<td colspan="{len(_COLUMNS)}" class="why">{escape(step.reason)}</td>'
+        if step.requests:
+            cells = "".join(f"<td>{show(step)}</td>" for _, show in _COLUMNS)
+            rows.append(f'<tr{kind}><td>{name}</td>{cells}</tr><tr><td class="why"></td>{why}</tr>')
+        else:
+            rows.append(f'<tr{kind}><td class="why">{name}</td>{why}</tr>')
     return (
         f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
         f'<p class="soft">In brackets: 95% intervals, over requests. Levers in brackets are left out of the steps '
