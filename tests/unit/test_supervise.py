@@ -204,6 +204,7 @@ def test_a_second_interrupt_kills_at_once(start):
 TERMINAL = """
 import fcntl, termios
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whoever runs the tests under nohup has it ignored
 def slow(ctx):
     steady(ctx, drain_s=0.1)
 supervisor = Supervisor([Child('a', slow), Child('b', slow)], on_reload=lambda: True)
