@@ -7,7 +7,6 @@ import contextlib
 import os
 import platform
 import shutil
-import signal
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from trimtab.cli.interrupts import until_signal
 from trimtab.cli.progress import progress
 from trimtab.errors import BadRequest
 
@@ -150,8 +150,8 @@ def _climbed(terms: Terms, chosen: Workload, folder: Path) -> Ladder:
     from trimtab.ladder.page import Ladder
 
     climber = Climber(terms, chosen, folder, _judge(), _View())
-    with contextlib.suppress(asyncio.CancelledError, KeyboardInterrupt):
-        asyncio.run(_until_signal(climber))
+    with contextlib.suppress(KeyboardInterrupt):  # before the loop, or while it closed
+        asyncio.run(until_signal(climber.climb()))
     found = climber.found()
     return Ladder(
         version=__version__,
@@ -173,13 +173,6 @@ def _climbed(terms: Terms, chosen: Workload, folder: Path) -> Ladder:
         steps=found.steps,
         speculation=found.speculation,
     )
-
-
-async def _until_signal(climber: Any) -> None:
-    task = asyncio.ensure_future(climber.climb())
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
-    await task
 
 
 def _judge() -> Callable[[str, str], bool | None]:

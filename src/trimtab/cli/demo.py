@@ -6,13 +6,12 @@ import asyncio
 import os
 import platform
 import shutil
-import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import click
 import msgspec
@@ -21,11 +20,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from trimtab import __version__
 from trimtab.cli.demo_report import Comparison, print_report
+from trimtab.cli.interrupts import until_signal
 from trimtab.cli.ledger_view import seconds
 from trimtab.measure import demo as measure
 from trimtab.measure.contention import Contention
 from trimtab.measure.demo import Workload
-from trimtab.measure.gateway import GatewayFailed, GatewayProcess, free_port, serve_command
+from trimtab.measure.gateway import GatewayFailed, GatewayProcess, free_port, has_models, serve_command
 from trimtab.measure.load import Timing, replay, saturate
 from trimtab.measure.stats import quantile
 from trimtab.semantic.embed import missing_packages
@@ -168,7 +168,7 @@ class _Demo:
         """Run the phases and stop the gateway; returns whether it was interrupted. Raises GatewayFailed."""
         self._view.say("[bold]Trimtab demo[/bold]: real customer questions, first with the levers off, then on.")
         try:
-            finished = asyncio.run(_until_signal(self._phases()))
+            finished = asyncio.run(until_signal(self._phases()))
         except KeyboardInterrupt:  # before the loop, or while it closed
             finished = False
         except GatewayFailed as exc:
@@ -204,17 +204,8 @@ class _Demo:
 
     async def _has_semantic(self, origin: Origin) -> bool:
         """Wait until the semantic cache's models are there; one that cannot have them is left out."""
-        body = b'{"model": "trimtab-accurate", "input": "ready?"}'
-        until = time.monotonic() + _MODELS_S
-        while time.monotonic() < until:
-            reply = await origin.request(
-                "POST", "/v1/embeddings", b"content-type: application/json\r\n", body, _MODELS_S
-            )
-            await reply.read(1 << 20)
-            if reply.status == 200:
-                return True
-            self._view.waiting("the semantic cache's models (41 MB)")
-            await asyncio.sleep(0.5)
+        if await has_models(origin, _MODELS_S, lambda: self._view.waiting("the semantic cache's models (41 MB)")):
+            return True
         self._view.say(f"The semantic cache is left out: its models did not come within {_MODELS_S:g} s.")
         return False
 
@@ -285,19 +276,6 @@ def _noting(timings: list[Timing], bar: _Bar) -> Callable[[Timing], None]:
         bar.show(timings)
 
     return note
-
-
-async def _until_signal(work: Coroutine[Any, Any, None]) -> bool:
-    """Run to the end, or until Ctrl-C, SIGTERM or a closed terminal cancels it; returns whether it came to its end."""
-    task = asyncio.ensure_future(work)
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        loop.add_signal_handler(number, task.cancel)
-    try:
-        await task
-    except asyncio.CancelledError:
-        return False
-    return True
 
 
 def _config(port: int, folder: Path) -> str:

@@ -10,7 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from trimtab.cli.ledger_view import seconds, usd
+from trimtab.cli.ledger_view import seconds, share, usd
 from trimtab.measure.contention import NOISY
 from trimtab.measure.demo import SIMILAR_COSINE, Phase
 
@@ -55,10 +55,6 @@ def _count(value: Number) -> str:
     return "-" if value is None else f"{value:,.0f}"
 
 
-def _share(value: Number) -> str:
-    return "-" if value is None else f"{value:.0%}"
-
-
 def _money(value: Number) -> str:
     return usd(None if value is None else round(value))
 
@@ -92,13 +88,13 @@ _SECTIONS: tuple[tuple[_Row, ...], ...] = (
     (
         _Row("Requests", lambda p: p.requests, _count, _no_change),
         _Row("  answered whole", lambda p: p.answered, _count, _no_change),
-        _Row("  by the exact cache", lambda p: _share_of(p, p.ledger.cache_hits), _share, _no_change),
-        _Row("  by a call in flight", lambda p: _share_of(p, p.ledger.coalesced), _share, _no_change),
-        _Row("  by the semantic cache", lambda p: _share_of(p, p.reused), _share, _no_change),
+        _Row("  by the exact cache", lambda p: _share_of(p, p.ledger.cache_hits), share, _no_change),
+        _Row("  by a call in flight", lambda p: _share_of(p, p.ledger.coalesced), share, _no_change),
+        _Row("  by the semantic cache", lambda p: _share_of(p, p.reused), share, _no_change),
         _Row(
             "    wrong of these [4]",
             lambda p: p.reused_wrong / p.reused if p.reused else None,
-            _share,
+            share,
             _no_change,
         ),
     ),

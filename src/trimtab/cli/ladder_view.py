@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from trimtab.cli.ledger_view import plain_table, seconds, terminal
+from trimtab.cli.ledger_view import plain_table, seconds, share, terminal
 from trimtab.ladder.figures import Ratio, Step
 from trimtab.ladder.page import Ladder, lines_below, title
 
@@ -49,17 +49,13 @@ def _cells(step: Step) -> tuple[str, ...]:
         seconds(step.ttft_p99_s),
         seconds(step.engine_e2e_p50_s),
         seconds(step.engine_e2e_p99_s),
-        _share(step.hit_rate),
+        share(step.hit_rate),
         "-" if step.tokens_per_call is None else f"{step.tokens_per_call:.0f}",
         seconds(step.engine_cpu_s),
         "-" if step.cost_per_request is None else f"{step.cost_per_request * 1000:.4f}",
-        _share(step.quality),
+        share(step.quality),
         step.reason,
     )
-
-
-def _share(value: float | None) -> str:
-    return "-" if value is None else f"{value:.0%}"
 
 
 def _against(found: Ladder) -> Iterator[str]:

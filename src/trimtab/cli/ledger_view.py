@@ -113,11 +113,12 @@ def print_summary(by: Sequence[str], rows: Sequence[dict[str, Any]], totals: dic
     _explain(any(row["estimated"] for row in rows), any(row["unpriced"] for row in rows), summed=True)
 
 
-def _share(value: float | None) -> str:
+def share(value: float | None) -> str:
+    """A share of one in whole percents; "-" for None."""
     return "-" if value is None else f"{value:.0%}"
 
 
-_WORK: Final = {"queue_s": seconds, "prefill_s": seconds, "decode_s": seconds, "acceptance": _share}
+_WORK: Final = {"queue_s": seconds, "prefill_s": seconds, "decode_s": seconds, "acceptance": share}
 
 
 def print_request(row: dict[str, Any]) -> None:

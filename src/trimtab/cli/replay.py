@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import signal
@@ -13,13 +12,14 @@ import click
 
 from trimtab import __version__
 from trimtab.cli.capture import key_option, key_variables
+from trimtab.cli.interrupts import until_signal
 from trimtab.cli.place import data_folder
 from trimtab.cli.progress import bar
 from trimtab.cli.run_by_default import RunByDefault
 from trimtab.errors import BadRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable
 
     from trimtab.measure.load import Call, Timing
     from trimtab.measure.prompts import PromptMaker
@@ -280,21 +280,7 @@ async def _send_all(target: Target, calls: list[Call], limits: Any) -> tuple[lis
             timings.append(timing)
             tick(timing)
 
-        return timings, not await _until_interrupted(send(target.origin, calls, target.head, done, limits))
-
-
-async def _until_interrupted(work: Coroutine[Any, Any, None]) -> bool:
-    """Whether the work came to its end before a SIGINT."""
-    loop = asyncio.get_running_loop()
-    task = loop.create_task(work)
-    loop.add_signal_handler(signal.SIGINT, task.cancel)
-    try:
-        await task
-    except asyncio.CancelledError:
-        return False
-    finally:
-        loop.remove_signal_handler(signal.SIGINT)
-    return True
+        return timings, not await until_signal(send(target.origin, calls, target.head, done, limits), (signal.SIGINT,))
 
 
 @contextlib.contextmanager

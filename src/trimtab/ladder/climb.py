@@ -21,7 +21,7 @@ from trimtab.ladder.figures import Run, Same, Step
 from trimtab.ladder.setup import Setup, Terms
 from trimtab.measure import speculation
 from trimtab.measure.contention import Contention, cpu_s, pace_s
-from trimtab.measure.gateway import GatewayFailed, GatewayProcess, of_config
+from trimtab.measure.gateway import GatewayFailed, GatewayProcess, has_models, of_config
 from trimtab.measure.load import Call, Limits, Timing, replay, saturate
 from trimtab.measure.scrape import Scraper
 from trimtab.measure.workloads import Workload, body
@@ -142,14 +142,11 @@ class Climber:
         file = self._folder / "capacity.json"
         if file.exists():
             return msgspec.json.decode(file.read_bytes(), type=Capacity)
-        calls = self._workload.calls(setup.MODEL, 1.0)
-        groups = self._workload.groups
-        probes = [call for call in calls if groups.index(groups[call.group]) == call.group][:_PROBES]
         async with _Served(self._folder / "capacity", baseline) as served:
             self._view.say("measuring what the baseline's engine can do")
             per_s, timings = await saturate(
                 served.origin,
-                probes,
+                self._different(_PROBES),
                 _head(_WARM_UP),
                 concurrency=baseline.engine.get("parallel", 8),
                 at_most_s=_ANSWER_S,
@@ -157,6 +154,13 @@ class Climber:
         if not any(timing.ok for timing in timings):
             raise GatewayFailed(f"the baseline answered nothing: {timings[0].error if timings else 'no requests'}")
         return _kept(file, Capacity(per_s, sum(timing.ok for timing in timings)))
+
+    def _different(self, most: int) -> list[Call]:
+        """The first requests that are not the same to the byte, to be sent at any time."""
+        first: dict[bytes, Call] = {}
+        for call in self._workload.calls(setup.MODEL, 1.0):
+            first.setdefault(call.body, call)
+        return list(first.values())[:most]
 
     async def _run(self, name: str, chosen: Setup) -> Run:
         """Measure a step, or read what was measured of it under the same settings."""
@@ -175,7 +179,7 @@ class Climber:
         pace = pace_s()
         async with _Served(folder, chosen) as served:
             if chosen.semantic is not None:
-                await _has_models(served.origin)
+                await self._wait_for_models(served.origin)
             pid = served.gateway.pid
             began, used, others = time.monotonic(), cpu_s(pid), Contention(pid)
             await self._warm_up(served.origin, chosen.warmed)
@@ -188,6 +192,10 @@ class Climber:
         timings.sort(key=lambda timing: timing.group)
         spent = {one: seconds - used.get(one, 0.0) for one, seconds in now.items()}
         return _billed(name, config, self._rate_per_s, timings, folder, (spent, share, pace, took_s))
+
+    async def _wait_for_models(self, origin: Origin) -> None:
+        if not await has_models(origin, _MODELS_S):
+            raise GatewayFailed(f"the semantic cache's models were not there within {_MODELS_S:g} s")
 
     def _place(self, name: str) -> str:
         names = (setup.BASELINE, *setup.RUNGS, setup.WITHOUT_CACHES)
@@ -213,17 +221,16 @@ class Climber:
             kept = msgspec.json.decode(file.read_bytes(), type=_Trial)
             if kept.config == key:
                 return kept.row
-        plain = msgspec.structs.replace(setup.without_caches(now), warmed=0)
-        plain = msgspec.structs.replace(plain, engine={**plain.engine, "parallel": 1})
+        plain = msgspec.structs.replace(setup.without_caches(now), engine={**now.engine, "parallel": 1})
         guessing = msgspec.structs.replace(plain, engine={**plain.engine, **setup.drafted(self._terms)})
-        bodies = list(dict.fromkeys(body(setup.MODEL, one.fields) for one in self._workload.asked))[:_TRIED]
+        calls = self._different(_TRIED)
         samples: tuple[list[speculation.Sample], ...] = ([], [])
         folder = self._folder / "gateway"
         async with _Served(folder / "plain", plain) as one, _Served(folder / "guessing", guessing) as other:
-            with self._view.bar("does speculation pay here?", 2 * len(bodies)) as tick:
-                for number, asked in enumerate(bodies):
+            with self._view.bar("does speculation pay here?", 2 * len(calls)) as tick:
+                for number, call in enumerate(calls):
                     for n in (number % 2, 1 - number % 2):  # each comes first as often
-                        samples[n].append(await _clocked((one, other)[n], number, asked))
+                        samples[n].append(await _clocked((one, other)[n], number, call))
                         tick()
         row = speculation.row("ngram", self._workload.name, samples[0], samples[1], seed=self._terms.seed)
         return _kept(file, _Trial(key, row)).row
@@ -272,15 +279,14 @@ async def _ask(origin: Origin, asked: bytes, workflow: str) -> tuple[int, bytes]
     return reply.status, await reply.read(_ANSWER_BYTES)
 
 
-async def _clocked(served: _Running, number: int, asked: bytes) -> speculation.Sample:
+async def _clocked(served: _Running, number: int, call: Call) -> speculation.Sample:
     """One answer by a client's clock, with the engine's own count of what it drafted meanwhile."""
     (engine,) = engines_up.read(served.data_dir)
     scraper = Scraper(engine.url)
     try:
         before = await scraper.page()
-        calls = [Call(0.0, number, asked)]
         head = _head(_WARM_UP, cache="off")
-        _, (timing,) = await saturate(served.origin, calls, head, concurrency=1, at_most_s=_ANSWER_S)
+        _, (timing,) = await saturate(served.origin, [call], head, concurrency=1, at_most_s=_ANSWER_S)
         first, last = scraper.understood([before, await scraper.page()])
     finally:
         await scraper.close()
@@ -301,19 +307,6 @@ async def _clocked(served: _Running, number: int, asked: bytes) -> speculation.S
 def _more(before: float | None, after: float | None) -> int:
     """What a counter rose by; an engine that does not speculate has none."""
     return round((after or 0.0) - (before or 0.0))
-
-
-async def _has_models(origin: Origin) -> None:
-    """Wait until the semantic cache's models are loaded."""
-    asked = b'{"model": "trimtab-accurate", "input": "ready?"}'
-    until = time.monotonic() + _MODELS_S
-    while time.monotonic() < until:
-        reply = await origin.request("POST", "/v1/embeddings", b"content-type: application/json\r\n", asked, _MODELS_S)
-        await reply.read(1 << 20)
-        if reply.status == 200:
-            return
-        await asyncio.sleep(0.5)
-    raise GatewayFailed(f"the semantic cache's models were not there within {_MODELS_S:g} s")
 
 
 def _head(workflow: str, cache: str = "") -> bytes:

@@ -12,6 +12,7 @@ from trimtab.measure.load import Timing
 from trimtab.measure.stats import quantile
 from trimtab.measure.workloads import Workload
 from trimtab.semantic.bounds import share_upper
+from trimtab.types import CACHED
 
 _DRAWS: Final = 1000
 _LIMIT: Final = 0.975  # of each side of a 95% interval
@@ -79,9 +80,7 @@ class Step(msgspec.Struct, frozen=True):
     semantic_share: float | None = None
     semantic_wrong: int = 0  # of these, how many repeat what the model said to questions of other labels only
     semantic_unknown: int = 0  # how many repeat what an audit brought, whose question is not known
-    quality: float | None = (
-        None  # share of answers equivalent to the baseline's; its own: to its first of that question
-    )
+    quality: float | None = None  # share of answers equivalent to the baseline's; of its own: to its first ones
     quality_low: float | None = None
     quality_high: float | None = None
     identical: float | None = None  # word for word
@@ -167,7 +166,7 @@ def ruled(found: Step, before: Step, verdict: str = "") -> Step:
     return msgspec.structs.replace(found, accepted=pays, reason=said)
 
 
-_REUSED: Final = ("hit", "coalesced", "semantic")  # what x-trimtab-cache says of an answer that took no call
+_REUSED: Final = (*CACHED, "coalesced")  # what x-trimtab-cache says of an answer that took no call
 
 
 def _of(values: Sequence[float | None], q: float) -> float | None:

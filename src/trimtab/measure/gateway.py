@@ -153,6 +153,20 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+async def has_models(origin: Origin, at_most_s: float, tick: Callable[[], None] = lambda: None) -> bool:
+    """Wait until the semantic cache's models are loaded; whether they came in time. `tick` is called meanwhile."""
+    body = b'{"model": "trimtab-accurate", "input": "ready?"}'
+    until = time.monotonic() + at_most_s
+    while time.monotonic() < until:
+        reply = await origin.request("POST", "/v1/embeddings", b"content-type: application/json\r\n", body, at_most_s)
+        await reply.read(1 << 20)
+        if reply.status == 200:
+            return True
+        tick()
+        await asyncio.sleep(0.5)
+    return False
+
+
 async def _readyz(origin: Origin) -> str | None:
     """What keeps the gateway from being ready, None if nothing does; '' while nobody listens yet."""
     try:

@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 
 from trimtab.measure.demo import gaps_s
 from trimtab.measure.load import Call
-
-NAMES: Final = ("support", "rag", "agent", "chat")
 
 
 class Asked(msgspec.Struct, frozen=True):
