@@ -1,14 +1,19 @@
-"""What tests of several kinds share: a real Valkey server."""
+"""What tests of several kinds share: a real Valkey server, and programs that Ctrl-C reaches."""
 
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from valkey_server import ValkeyServer, binary
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell starts what it puts into the background so, and every program that a test starts would inherit it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
