@@ -89,6 +89,7 @@ def mistakes(tmp_path):
         (VLLM + 'quantization = "Q4_K_M"', '"Q4_K_M" is a type of GGUF files; use kind = "llama_cpp", or "awq"'),
         (VLLM + 'quantization = "bitsandbytes"', "vLLM 0.32 cannot do this any more"),
         (VLLM + 'quantization = "fp9"', '4: engines.e.quantization: must be one of "auto", "awq", "gptq", "fp8"'),
+        (VLLM + "map_weights = true", "4: engines.e.map_weights: vLLM always reads weights into memory of its own"),
         (VLLM + 'kv_cache_type = "q8_0"', '4: engines.e.kv_cache_type: vLLM has no KV cache of "q8_0"; use "fp8"'),
         (VLLM + "threads = 4", "4: engines.e.threads: vLLM has no such setting; its CPU build reads"),
         (VLLM + 'base_url = "http://a/v1"', 'for one that runs already: kind = "openai_http"'),

@@ -62,14 +62,16 @@ def step(found, baseline=None):
 def test_each_setup_is_a_configuration_that_serves(tmp_path):
     weights = tmp_path / "m-F16.gguf"
     weights.write_bytes(b"")
-    terms = msgspec.structs.replace(TERMS, model=str(weights))
+    terms = msgspec.structs.replace(TERMS, model=str(weights), only_warmed=True)
     now = setup.baseline(terms)
+    assert now.engine["parallel"] == 4
     for rung in (setup.EXACT, setup.PREFIX):
         now = setup.with_rung(rung, now, terms, tmp_path)
     file = tmp_path / "trimtab.toml"
     file.write_text(now.toml())
     config = load(file, {})
     assert config.engines["local"].settings.prefix_cache
+    assert config.engines["local"].settings.parallel == terms.warmed == 2
     assert config.lever_settings("exact_cache", "default").enabled
     assert config.models[setup.MODEL].name == "m-F16"
     file.write_text(setup.baseline(terms).toml())

@@ -113,6 +113,8 @@ def _terms(chosen: Workload, seed: int, options: dict[str, Any]) -> Terms:
         model=_absolute(model),
         quantized=_absolute(quantized),
         verdicts=read_verdicts(options["verdicts"]),
+        # One slot more would read the whole prefix anew, and two or three at once are no faster than one by one.
+        only_warmed=options["engine"] == "llama_cpp" and chosen.one_prefix,
         utilization=options["utilization"],
         routing=routing,
     )

@@ -46,6 +46,7 @@ class Terms(msgspec.Struct, frozen=True):
     ngram_tokens: int = 3
     draft_tokens: int = 12
     warmed: int = 2  # slots that hold the shared prefix before the requests come
+    only_warmed: bool = False  # the engine has no other slots from that step on
     utilization: float = 0.7  # arrivals as a share of the baseline's capacity
     machine_hour_usd: float = 0.10
     routing: str = ""  # TOML that the last rung adds: further models and [levers.route]
@@ -91,7 +92,8 @@ def with_rung(rung: str, setup: Setup, terms: Terms, folder: Path) -> Setup | st
     if rung == EXACT:
         return change(setup, exact=True)
     if rung == PREFIX:
-        return change(setup, engine={**setup.engine, "prefix_cache": True}, warmed=terms.warmed)
+        engine = {**setup.engine, "prefix_cache": True} | ({"parallel": terms.warmed} if terms.only_warmed else {})
+        return change(setup, engine=engine, warmed=terms.warmed)
     if rung == SEMANTIC:
         return _semantic(setup, terms, folder)
     if rung == QUANTIZATION:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
+from trimtab.engines.llama_cpp import huge_pages
 from trimtab.engines.llama_cpp.settings import HOST, Config, model_name
 from trimtab.errors import ConfigError
 
@@ -53,6 +54,8 @@ def serve(config: Config, weights_path: Path, port: int, ready: Callable[[], Non
                 f"or lower `context_tokens` (now {config.context_tokens}) or `parallel` (now {config.parallel})"
             ]
         ) from error
+    if not config.map_weights:
+        huge_pages.take()
     ready()
     while server:
         signal.pause()
@@ -83,6 +86,8 @@ def _params(xllamacpp: Any, config: Config, weights_path: Path, port: int) -> An
     params = xllamacpp.CommonParams()
     params.model.path = str(weights_path)
     params.model_alias = {model_name(config)}
+    modes = xllamacpp.llama_load_mode
+    params.load_mode = modes.LLAMA_LOAD_MODE_MMAP if config.map_weights else modes.LLAMA_LOAD_MODE_NONE
     params.hostnames, params.port, params.reuse_port = [HOST], port, True
     # Slots share no pool of memory (`kv_unified`): when one overflows, every request in flight ends with a 500.
     params.n_ctx, params.n_parallel, params.kv_unified = config.context_tokens * config.parallel, config.parallel, False

@@ -32,6 +32,8 @@ class Config(msgspec.Struct, frozen=True):
     parallel: Parallel = 8
     batch_tokens: BatchTokens = 2048  # computed in one step, all requests together
     kv_cache_type: KvCacheType = "f16"
+    # True: processes that serve the same file share its pages, and decoding takes a tenth longer.
+    map_weights: bool = False
     threads: Threads = 2
     prefix_cache: bool = True  # a slot keeps what it has read, for the next prompt that begins alike
     speculation: Speculation = "none"  # the next tokens are drafted from the text so far, or by a smaller model

@@ -35,6 +35,7 @@ class Workload(msgspec.Struct, frozen=True):
     asked: tuple[Asked, ...]
     gaps: tuple[float, ...]
     warm: tuple[dict[str, Any], ...] = ()  # asked once by whoever warms a prefix cache: what requests begin with
+    one_prefix: bool = False  # all requests have their long beginning in common
 
     @property
     def groups(self) -> tuple[int, ...]:
