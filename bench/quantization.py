@@ -85,16 +85,13 @@ def measured(folder: Path, names: list[str], most_tokens: int) -> Iterator[dict[
     for name in names:
         one = plan(source, file_type(name), folder, BUILT_IN)
         seconds = write(one, ggml)
-        with served(one.path) as ask:
-            prompts = [
-                ask("/apply-template", messages=[{"role": "user", "content": text}])["prompt"] for text in PROMPTS
-            ]
-            asked = [ask("/tokenize", content=prompt, parse_special=True)["tokens"] for prompt in prompts]
-            own = [greedy(ask, tokens, most_tokens) for tokens in asked]
+        with served(Config(model=str(one.path), context_tokens=2048, parallel=1, threads=1)) as ask:
+            asked = [tokens(ask, text) for text in PROMPTS]
+            own = [greedy(ask, prompt, most_tokens) for prompt in asked]
             answers = answers or own
             right = [
-                greedy(ask, [*tokens, *answer[:at]], 1) == [answer[at]]
-                for tokens, answer in zip(asked, answers, strict=True)
+                greedy(ask, [*prompt, *answer[:at]], 1) == [answer[at]]
+                for prompt, answer in zip(asked, answers, strict=True)
                 for at in range(len(answer))
             ]
         yield {
@@ -110,20 +107,27 @@ def measured(folder: Path, names: list[str], most_tokens: int) -> Iterator[dict[
         print(f"{name} done", file=sys.stderr)
 
 
-def greedy(ask: Any, tokens: list[int], count: int) -> list[int]:
+def tokens(ask: Any, text: str) -> list[int]:
+    """A user's message as the model is asked it."""
+    prompt = ask("/apply-template", messages=[{"role": "user", "content": text}])["prompt"]
+    found: list[int] = ask("/tokenize", content=prompt, parse_special=True)["tokens"]
+    return found
+
+
+def greedy(ask: Any, prompt: list[int], count: int) -> list[int]:
     """The tokens that follow."""
-    found: list[int] = ask("/completion", prompt=tokens, n_predict=count, temperature=0, return_tokens=True)["tokens"]
+    found: list[int] = ask("/completion", prompt=prompt, n_predict=count, temperature=0, return_tokens=True)["tokens"]
     return found
 
 
 @contextlib.contextmanager
-def served(path: Path) -> Iterator[Any]:
+def served(config: Config) -> Iterator[Any]:
     """The engine on this file in a process of its own; yields how to ask it."""
     holder, port = reserve_port()
     context = multiprocessing.get_context("spawn")
     ready = context.Event()
-    config = Config(model=str(path), context_tokens=2048, parallel=1, threads=1)
-    process = context.Process(target=serve, args=(config, path, port, ready.set), daemon=True)
+    arguments = (config, Path(config.model), port, ready.set)
+    process = context.Process(target=serve, args=arguments, daemon=True)
     process.start()
 
     def ask(where: str, **fields: Any) -> Any:
@@ -137,7 +141,7 @@ def served(path: Path) -> Iterator[Any]:
     try:
         while not ready.wait(1.0):
             if not process.is_alive():
-                raise SystemExit(f"the engine cannot serve {path}")
+                raise SystemExit(f"the engine cannot serve {config.model}")
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
         yield ask
         connection.close()
