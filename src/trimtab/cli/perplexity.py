@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ def perplexity(models: tuple[str, ...], text: Path | None, windows: int, as_json
     """
     from trimtab.engines.llama_cpp import Config
     from trimtab.engines.llama_cpp.alone import served
-    from trimtab.engines.llama_cpp.perplexity import SCORED, WINDOW, losses, times
+    from trimtab.engines.llama_cpp.perplexity import SCORED, WINDOW, losses, times, windows_of
     from trimtab.engines.llama_cpp.perplexity import perplexity as of
     from trimtab.measure.workloads.rag import collection
     from trimtab.wheels import unwound_by_sigterm
@@ -47,24 +48,37 @@ def perplexity(models: tuple[str, ...], text: Path | None, windows: int, as_json
     else:
         asked = "\n\n".join(collection().passages.values())
     found: list[list[float]] = []
-    total = len(paths) * windows * SCORED
-    with unwound_by_sigterm(), progress("guessing", total, "{done:,} of {total:,} tokens") as tick:
+    read: list[list[int]] = []  # the first one's tokens
+    with (
+        unwound_by_sigterm(),
+        progress("guessing", len(paths) * windows * SCORED, "{done:,} of {total:,} tokens") as tick,
+    ):
         for path in paths:
             with served(Config(model=str(path), context_tokens=WINDOW, parallel=1)) as ask:
-                found.append(losses(ask, asked, windows, lambda path=path: tick(what=path.name)))  # type: ignore[misc]
+                cut = windows_of(ask, asked, windows)
+                if cut != (read := read or cut):
+                    raise BadRequest(
+                        f"{path.name} cuts the text into other tokens than {paths[0].name}: their perplexities "
+                        f"cannot be compared",
+                        param="models",
+                    )
+                found.append(losses(ask, cut, partial(tick, what=path.name)))
     rows: list[dict[str, Any]] = [
         {
             "path": str(path),
             "bytes": path.stat().st_size,
             "perplexity": round(of(one), 4),
-            **{f"times{end}": round(value, 4) for end, value in zip(("", "_low", "_high"), times(one, found[0]), strict=True)},
+            **{
+                f"times{end}": round(value, 4)
+                for end, value in zip(("", "_low", "_high"), times(one, found[0]), strict=True)
+            },
         }
         for path, one in zip(paths, found, strict=True)
     ]
     if as_json:
         import msgspec
 
-        click.echo(msgspec.json.encode({"text": str(text or ""), "tokens": windows * SCORED, "models": rows}))
+        click.echo(msgspec.json.encode({"text": str(text or ""), "tokens": len(found[0]), "models": rows}))
         return
     table = plain_table()
     table.add_column("file", overflow="fold")
@@ -74,4 +88,4 @@ def perplexity(models: tuple[str, ...], text: Path | None, windows: int, as_json
         beside = (f"{row['times']:.3f}", f"{row['times_low']:.3f} to {row['times_high']:.3f}") if number else ("", "")
         table.add_row(Path(row["path"]).name, f"{row['bytes'] / 1e6:,.1f}", f"{row['perplexity']:.3f}", *beside)
     terminal().print(table)
-    click.echo(f"of {windows * SCORED:,} tokens")
+    click.echo(f"of {len(found[0]):,} tokens")

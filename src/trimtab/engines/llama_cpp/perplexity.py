@@ -28,17 +28,21 @@ class Times(NamedTuple):
     high: float
 
 
-def losses(ask: Ask, text: str, windows: int, tick: Callable[[], object]) -> list[float]:
-    """By token that was guessed: minus the logarithm of its probability; `tick` is called after each.
-
-    Reads the text's first `windows` windows. Raises BadRequest if it has fewer.
-    """
+def windows_of(ask: Ask, text: str, count: int) -> list[list[int]]:
+    """The text's first `count` windows, in tokens. Raises BadRequest if it has fewer."""
     tokens: list[int] = ask("/tokenize", content=text)["tokens"]
-    if len(tokens) < windows * WINDOW:
-        raise BadRequest(f"the text has {len(tokens)} tokens, {windows * WINDOW} are needed", param="text")
+    if len(tokens) < count * WINDOW:
+        raise BadRequest(f"the text has {len(tokens)} tokens, {count * WINDOW} are needed", param="text")
+    return [tokens[first : first + WINDOW] for first in range(0, count * WINDOW, WINDOW)]
+
+
+def losses(ask: Ask, windows: Sequence[Sequence[int]], tick: Callable[[], object]) -> list[float]:
+    """By token that was guessed: minus the logarithm of its probability; `tick` is called for each.
+
+    A token that ends inside a character is left out: the server says nothing of it until the character is whole.
+    """
     found = []
-    for first in range(0, windows * WINDOW, WINDOW):
-        window = tokens[first : first + WINDOW]
+    for window in windows:
         for at in range(WINDOW - SCORED, WINDOW):
             answer = ask(
                 "/completion",
@@ -49,7 +53,7 @@ def losses(ask: Ask, text: str, windows: int, tick: Callable[[], object]) -> lis
                 logit_bias=[[window[at], _FORCED]],
                 cache_prompt=True,
             )
-            found.append(-float(answer["completion_probabilities"][0]["logprob"]))
+            found += [-float(chosen["logprob"]) for chosen in answer.get("completion_probabilities", ())]
             tick()
     return found
 
