@@ -1,6 +1,7 @@
 """What huge pages save: the embedded engine with its weights in pages of 2 MB, beside the same file mapped.
 
-    make bench-huge-pages     (or: .venv/bin/python bench/huge_pages.py [--to F16,Q8_0] [--rounds 6] [--json] [--out FILE])
+    make bench-huge-pages
+    .venv/bin/python bench/huge_pages.py [--to F16,Q8_0] [--rounds 6] [--json] [--out FILE]
 
 Two engines of the same settings serve the same file, one request at a time in all, in turns, and each comes first as
 often. Each answers the ten prompts of bench/quantization.py greedily with 48 tokens; the times are the engine's own.
@@ -26,9 +27,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from quantization import PROMPTS, served, tokens
+from quantization import PROMPTS, tokens
 from trimtab import wheels
 from trimtab.engines.llama_cpp import BUILT_IN, Config, gguf
+from trimtab.engines.llama_cpp.alone import served
 from trimtab.engines.llama_cpp.ggml import Ggml
 from trimtab.engines.llama_cpp.mixes import file_type
 from trimtab.engines.llama_cpp.quantize import plan, write
@@ -99,7 +101,10 @@ def compared(path: Path, rounds: int) -> dict[str, Any]:
     row: dict[str, Any] = {"pairs": len(pairs), "different": sum(a["tokens"] != b["tokens"] for a, b in pairs)}
     for kind, key in KINDS.items():
         ratios = [b["timings"][key] / a["timings"][key] for a, b in pairs]
-        row |= {kind: statistics.median(ratios), f"{kind}_per_s": statistics.median(b["timings"][key] for _, b in pairs)}
+        row |= {
+            kind: statistics.median(ratios),
+            f"{kind}_per_s": statistics.median(b["timings"][key] for _, b in pairs),
+        }
         row[f"{kind}_low"], row[f"{kind}_high"] = interval(ratios)
     return {**row, "others_cpu": share}
 

