@@ -1,4 +1,4 @@
-"""Weights in pages of 2 MB. Every token reads all of them, and with pages of 4 kB a tenth of that goes to finding them.
+"""Weights in pages of 2 MB. Every token reads all of them, and with pages of 4 kB part of that goes to finding them.
 
 Linux alone; elsewhere, and where the kernel refuses, nothing happens.
 """

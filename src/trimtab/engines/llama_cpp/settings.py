@@ -32,7 +32,7 @@ class Config(msgspec.Struct, frozen=True):
     parallel: Parallel = 8
     batch_tokens: BatchTokens = 2048  # computed in one step, all requests together
     kv_cache_type: KvCacheType = "f16"
-    # True: processes that serve the same file share its pages, and decoding takes a tenth longer.
+    # True: processes that serve the same file share its pages, and decoding is up to a tenth slower.
     map_weights: bool = False
     threads: Threads = 2
     prefix_cache: bool = True  # a slot keeps what it has read, for the next prompt that begins alike
