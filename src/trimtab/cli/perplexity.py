@@ -20,8 +20,9 @@ from trimtab.errors import BadRequest
               help="The text that they guess.  [default: passages of an encyclopedia]")  # fmt: skip
 @click.option("--windows", type=click.IntRange(1, 1000), default=4, show_default=True,
               help="Pieces of 512 tokens to read; the second half of each is guessed.")  # fmt: skip
+@click.option("--threads", type=click.IntRange(1, 512), default=2, show_default=True, help="Threads of the engine.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def perplexity(models: tuple[str, ...], text: Path | None, windows: int, as_json: bool) -> None:
+def perplexity(models: tuple[str, ...], text: Path | None, windows: int, threads: int, as_json: bool) -> None:
     """How surprised each MODEL is by a text, and how many times as much as the first one.
 
     MODEL is a .gguf file, or the embedded model's name. Each is served in turn and guesses the same tokens, each from
@@ -54,7 +55,7 @@ def perplexity(models: tuple[str, ...], text: Path | None, windows: int, as_json
         progress("guessing", len(paths) * windows * SCORED, "{done:,} of {total:,} tokens") as tick,
     ):
         for path in paths:
-            with served(Config(model=str(path), context_tokens=WINDOW, parallel=1)) as ask:
+            with served(Config(model=str(path), context_tokens=WINDOW, parallel=1, threads=threads)) as ask:
                 cut = windows_of(ask, asked, windows)
                 if cut != (read := read or cut):
                     raise BadRequest(
