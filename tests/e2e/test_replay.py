@@ -90,7 +90,8 @@ def test_bodies_are_sent_as_they_are(gateway: Gateway, tmp_path: Path) -> None:
 
 def test_ctrl_c_still_reports(gateway: Gateway, tmp_path: Path) -> None:
     trace = azure(tmp_path, [(40, 3000)] * 3 + [(40, 2)] * 5, step_s=0.5)  # the long ones are still in flight
-    command = [str(TRIMTAB), "replay", str(trace), "--url", gateway.base_url, "--model", MODEL, "--json"]
+    command = [str(TRIMTAB), "replay", str(trace), "--url", gateway.base_url, "--model", MODEL]
+    command += ["--ignore-eos", "--json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
         assert run.stderr is not None
         for line in run.stderr:
