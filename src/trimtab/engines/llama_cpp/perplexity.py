@@ -8,6 +8,7 @@ choose the text's: a bias on that one token, which does not enter the probabilit
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
@@ -60,13 +61,12 @@ def losses(ask: Ask, windows: Sequence[Sequence[int]], tick: Callable[[], object
 
 def perplexity(found: Sequence[float]) -> float:
     """Of a text, from its tokens' losses."""
-    return math.exp(sum(found) / len(found))
+    return math.exp(statistics.fmean(found))
 
 
 def times(found: Sequence[float], reference: Sequence[float]) -> Times:
     """How many times the reference's perplexity. Token by token, so that the text's own difficulty cancels out."""
     gaps = [one - other for one, other in zip(found, reference, strict=True)]
-    mean = sum(gaps) / len(gaps)
-    spread = math.sqrt(sum((gap - mean) ** 2 for gap in gaps) / (len(gaps) - 1))
-    reach = _TAIL * spread / math.sqrt(len(gaps))
+    mean = statistics.fmean(gaps)
+    reach = _TAIL * statistics.stdev(gaps) / math.sqrt(len(gaps))
     return Times(*(math.exp(mean + side) for side in (0.0, -reach, reach)))
