@@ -23,9 +23,11 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from types import FrameType
-from typing import Any, Final
+from typing import Final
 
 import msgspec
+
+from trimtab.orphans import death_signal
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +35,6 @@ GIVE_UP: Final = 78
 """Exit code (EX_CONFIG of sysexits) of a child that no restart can mend: everything stops and `run` returns it."""
 
 _HANDLED: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
-_PR_SET_PDEATHSIG: Final = 1
 
 
 class Backoff(msgspec.Struct, frozen=True):
@@ -397,7 +398,7 @@ class Supervisor:
 
 def _guard(parent_fd: int, parent_pid: int, grace_s: float) -> None:
     """End this process soon after the supervisor's death: SIGTERM, then SIGKILL after `grace_s`."""
-    told_by_kernel = _ask_for_death_signal()
+    told_by_kernel = death_signal()()
     if os.getppid() != parent_pid:  # it died before we could ask
         os._exit(1)
 
@@ -408,18 +409,6 @@ def _guard(parent_fd: int, parent_pid: int, grace_s: float) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     parent_gone(parent_fd, end)
-
-
-def _ask_for_death_signal() -> bool:
-    """Have Linux send SIGTERM to this process when its parent dies; False elsewhere."""
-    if not sys.platform.startswith("linux"):
-        return False
-    import ctypes
-
-    with contextlib.suppress(OSError, AttributeError):
-        libc: Any = ctypes.CDLL(None)
-        return bool(libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0) == 0)
-    return False
 
 
 def _has_terminal() -> bool:

@@ -67,6 +67,15 @@ def test_a_worse_type_is_more_surprised(tmp_path: Path) -> None:
     assert said.returncode != 0 and "tokens, 512000 are needed" in said.stderr
 
 
+def test_a_file_that_the_engine_cannot_load_is_named_without_a_traceback(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(b"GGUF" + bytes(64))
+    command = [str(TRIMTAB), "engine", "perplexity", str(broken)]
+    said = subprocess.run(command, capture_output=True, check=False, text=True)
+    assert said.returncode != 0
+    assert f"cannot serve {broken}" in said.stderr and "Traceback" not in said.stderr
+
+
 def test_the_probability_of_a_token_that_was_forced_is_the_models_own(tmp_path: Path) -> None:
     """Or a perplexity would be that of the force."""
     path = quantized(tmp_path, "Q4_1")[0]

@@ -90,6 +90,7 @@ def mistakes(tmp_path):
         (VLLM + 'quantization = "bitsandbytes"', "vLLM 0.32 cannot do this any more"),
         (VLLM + 'quantization = "fp9"', '4: engines.e.quantization: must be one of "auto", "awq", "gptq", "fp8"'),
         (VLLM + "map_weights = true", "4: engines.e.map_weights: vLLM always reads weights into memory of its own"),
+        (VLLM + "flash_attention = false", "4: engines.e.flash_attention: vLLM chooses how attention is computed"),
         (VLLM + 'kv_cache_type = "q8_0"', '4: engines.e.kv_cache_type: vLLM has no KV cache of "q8_0"; use "fp8"'),
         (VLLM + "threads = 4", "4: engines.e.threads: vLLM has no such setting; its CPU build reads"),
         (VLLM + 'base_url = "http://a/v1"', 'for one that runs already: kind = "openai_http"'),
@@ -103,6 +104,7 @@ def mistakes(tmp_path):
         (LLAMA + 'quantization = "Q8_0"', "3: engines.e.quantization: llama.cpp serves what its file holds"),
         (LLAMA + "gpu_memory = 0.9", "3: engines.e.gpu_memory: the embedded llama.cpp computes on the CPU"),
         (LLAMA + 'kv_cache_type = "fp8"', 'llama.cpp has no KV cache of "fp8"; use "q8_0"'),
+        (LLAMA + 'kv_cache_type = "q8_0"\nflash_attention = false', 'llama.cpp needs it for a KV cache of "q8_0"'),
         (LLAMA + "port = 8000", "3: engines.e.port: the embedded engine is a part of Trimtab; take it out"),
         (URL + "parallel = 4", "--max-num-seqs of vLLM, --max-running-requests of SGLang, --max_batch"),
         (URL + 'command = ["vllm"]', "4: engines.e.command: an engine behind a URL is not started by Trimtab"),
@@ -119,6 +121,7 @@ def test_what_an_engine_cannot_do_is_refused_by_name(mistakes, text, said):
         VLLM + 'speculation = "ngram"\nquantization = "gptq"\nkv_cache_type = "fp8_e5m2"',
         VLLM + 'extra = ["--quantization", "modelopt", "--kv-cache-dtype=nvfp4"]',
         LLAMA + 'kv_cache_type = "q4_0"\nbatch_tokens = 256',
+        LLAMA + 'kv_cache_type = "f16"\nflash_attention = false',
     ],
 )
 def test_what_an_engine_can_do_is_not(mistakes, text):

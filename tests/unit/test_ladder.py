@@ -72,6 +72,7 @@ def test_each_setup_is_a_configuration_that_serves(tmp_path):
     config = load(file, {})
     assert config.engines["local"].settings.prefix_cache
     assert config.engines["local"].settings.parallel == terms.warmed == 2
+    assert not config.engines["local"].settings.flash_attention
     assert config.lever_settings("exact_cache", "default").enabled
     assert config.models[setup.MODEL].name == "m-F16"
     file.write_text(setup.baseline(terms).toml())

@@ -18,6 +18,7 @@ _SET_THERE: Final = {
     "prefix_cache": ("--enable-prefix-caching", "--disable-radix-cache", "kv_cache_config.enable_block_reuse"),
     "quantization": ("--quantization", "--quantization", "a quantized checkpoint"),
     "kv_cache_type": ("--kv-cache-dtype", "--kv-cache-dtype", "kv_cache_config.dtype"),
+    "flash_attention": ("--attention-backend", "--attention-backend", "attn_backend"),
     "speculation": ("--speculative-config", "--speculative-algorithm", "speculative_config.decoding_type"),
     "ngram_tokens": ("--speculative-config", "--speculative-algorithm", "speculative_config"),
     "draft_tokens": ("--speculative-config", "--speculative-num-draft-tokens", "speculative_config.max_draft_len"),

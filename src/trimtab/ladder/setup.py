@@ -92,7 +92,9 @@ def with_rung(rung: str, setup: Setup, terms: Terms, folder: Path) -> Setup | st
     if rung == EXACT:
         return change(setup, exact=True)
     if rung == PREFIX:
-        engine = {**setup.engine, "prefix_cache": True} | ({"parallel": terms.warmed} if terms.only_warmed else {})
+        # What is still read is short, so that decoding alone counts: without flash attention it is faster.
+        fitting = {"parallel": terms.warmed, "flash_attention": False} if terms.only_warmed else {}
+        engine = {**setup.engine, "prefix_cache": True, **fitting}
         return change(setup, engine=engine, warmed=terms.warmed)
     if rung == SEMANTIC:
         return _semantic(setup, terms, folder)

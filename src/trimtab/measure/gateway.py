@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import IO, Final
 
 from trimtab.errors import TrimtabError
+from trimtab.orphans import death_signal
 from trimtab.transport import Origin
 
-_PR_SET_PDEATHSIG: Final = 1
 _KEPT_LINES: Final = 15
 
 
@@ -180,9 +180,5 @@ async def _readyz(origin: Origin) -> str | None:
 
 def end_with_parent(parent_pid: int) -> None:
     """Have this process sent SIGTERM when the process that started it is gone, even by SIGKILL. Linux only."""
-    if sys.platform.startswith("linux"):
-        import ctypes
-
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-        if os.getppid() != parent_pid:  # it was gone before we asked
-            raise SystemExit(1)
+    if death_signal()() and os.getppid() != parent_pid:  # it was gone before we asked
+        raise SystemExit(1)

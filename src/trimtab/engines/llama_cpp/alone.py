@@ -7,13 +7,14 @@ import http.client
 import json
 import multiprocessing
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
 from trimtab.engines.llama_cpp.server import reserve_port, serve
 from trimtab.engines.llama_cpp.settings import HOST, Config
-from trimtab.errors import UpstreamError
+from trimtab.errors import ConfigError, UpstreamError
 
 _ANSWER_S = 120.0
 
@@ -36,12 +37,13 @@ def served(config: Config) -> Iterator[Ask]:
     ready = context.Event()
     process = context.Process(target=_serve, args=(config, port, ready.set), daemon=True)
     process.start()
-    connection = http.client.HTTPConnection(HOST, port, timeout=_ANSWER_S)
 
     def ask(path: str, /, **fields: Any) -> Any:
-        connection.request("POST", path, json.dumps(fields), {"content-type": "application/json"})
-        reply = connection.getresponse()
-        text = reply.read().decode()
+        # One each: the server ends a connection that was idle for seconds.
+        with contextlib.closing(http.client.HTTPConnection(HOST, port, timeout=_ANSWER_S)) as connection:
+            connection.request("POST", path, json.dumps(fields), {"content-type": "application/json"})
+            reply = connection.getresponse()
+            text = reply.read().decode()
         if reply.status != 200:
             raise UpstreamError(f"{path} of the engine on {config.model} says {reply.status}: {text[:300]}")
         return json.loads(text)
@@ -52,7 +54,6 @@ def served(config: Config) -> Iterator[Ask]:
                 raise UpstreamError(f"the engine cannot serve {config.model}; its reason is above")
         yield ask
     finally:
-        connection.close()
         process.terminate()
         process.join()
         holder.close()
@@ -60,4 +61,7 @@ def served(config: Config) -> Iterator[Ask]:
 
 def _serve(config: Config, port: int, ready: Callable[[], None]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the program that asks; it ends this one
-    serve(config, Path(config.model), port, ready)
+    try:
+        serve(config, Path(config.model), port, ready)
+    except ConfigError as error:
+        sys.exit(str(error))

@@ -37,4 +37,6 @@ def cannot(table: Mapping[str, Any]) -> dict[str, str]:
     kv_cache = table.get("kv_cache_type")
     if isinstance(kv_cache, str) and kv_cache.startswith(("fp8", "bf")):
         found["kv_cache_type"] = f'llama.cpp has no KV cache of "{kv_cache}"; use "q8_0", a byte a value'
+    elif table.get("flash_attention") is False and kv_cache in ("q8_0", "q4_0"):
+        found["flash_attention"] = f'llama.cpp needs it for a KV cache of "{kv_cache}"; use it, or "f16" there'
     return found

@@ -92,6 +92,8 @@ def _params(xllamacpp: Any, config: Config, weights_path: Path, port: int) -> An
     # Slots share no pool of memory (`kv_unified`): when one overflows, every request in flight ends with a 500.
     params.n_ctx, params.n_parallel, params.kv_unified = config.context_tokens * config.parallel, config.parallel, False
     params.n_batch, params.n_ubatch = config.batch_tokens, min(config.batch_tokens, params.n_ubatch)
+    if not config.flash_attention:  # else llama.cpp uses it wherever it can
+        params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     params.cache_type_k = params.cache_type_v = _GGML_TYPES[config.kv_cache_type]
     # A web page in a browser on this machine may not read from it.
     params.cors_origins, params.cors_credentials = f"http://{HOST}", False

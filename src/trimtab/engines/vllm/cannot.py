@@ -11,6 +11,7 @@ _GGUF_TYPE: Final = re.compile(r"(I?Q\d\w*|F32|F16|BF16|gguf)", re.IGNORECASE)
 _KEYS: Final = {
     "threads": "vLLM has no such setting; its CPU build reads the environment variable VLLM_CPU_OMP_THREADS_BIND where "
     "Trimtab starts",
+    "flash_attention": 'vLLM chooses how attention is computed; for another way: extra = ["--attention-backend", NAME]',
     "map_weights": "vLLM always reads weights into memory of its own; take it out",
     "base_url": 'this kind starts vLLM itself; for one that runs already: kind = "openai_http"',
     "api_key_env": 'this kind starts vLLM on this machine alone, without a key; for another: kind = "openai_http"',

@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import http.client
 import os
 import shlex
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from types import FrameType
-from typing import Any, Final
+from typing import Final
 
 from trimtab.engines.vllm.flags import command_line
 from trimtab.engines.vllm.settings import HOST, Config
 from trimtab.errors import ConfigError
+from trimtab.orphans import death_signal
 
 GRACE_S: Final = 10.0
 """Between SIGTERM and SIGKILL for all of vLLM's processes."""
 
 _LOOK_S: Final = 0.25
 _PORT_FREE_S: Final = 5.0  # a former one may just be ending
-_PR_SET_PDEATHSIG: Final = 1
 
 
 def reserve_port(wanted: int = 0) -> tuple[None, int]:
@@ -108,7 +106,7 @@ def _launch(command: list[str]) -> subprocess.Popen[bytes]:
             env=env,
             stdin=subprocess.DEVNULL,
             start_new_session=True,
-            preexec_fn=_dies_with_parent(),  # noqa: PLW1509 (the one other thread here sleeps in a read, without locks)
+            preexec_fn=death_signal(),  # noqa: PLW1509 (the one other thread here sleeps in a read, without locks)
         )
     except OSError as error:
         raise ConfigError(
@@ -118,14 +116,6 @@ def _launch(command: list[str]) -> subprocess.Popen[bytes]:
                 'its URL with kind = "openai_http"'
             ]
         ) from error
-
-
-def _dies_with_parent() -> Callable[[], Any] | None:
-    """For the new process, before it becomes vLLM: have Linux send it SIGTERM if this one is killed."""
-    if not sys.platform.startswith("linux"):
-        return None
-    libc = ctypes.CDLL(None)
-    return lambda: libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
 
 
 def _answers(port: int) -> bool:
