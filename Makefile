@@ -4,7 +4,7 @@ PY ?= $(shell tools/pick-python)
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test check lock bench-admission bench-diagnosis bench-gate bench-gate-quants bench-huge-pages bench-judge-trial bench-overhead bench-placement bench-prefix bench-promise bench-quantization bench-replay bench-replay-referee bench-route bench-route-live bench-route-sessions bench-semantic bench-semantic-latency bench-shadow-live bench-telemetry bench-traces clean
+.PHONY: help demo test check lock bench-admission bench-diagnosis bench-engine-settings bench-gate bench-gate-quants bench-judge-trial bench-overhead bench-placement bench-prefix bench-promise bench-quantization bench-replay bench-replay-referee bench-route bench-route-live bench-route-sessions bench-semantic bench-semantic-latency bench-shadow-live bench-telemetry bench-traces clean
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 24
 
@@ -60,8 +60,8 @@ bench-replay-referee: $(VENV)/.dev ## do `trimtab replay` and aiperf say the sam
 bench-quantization: $(VENV)/.dev ## the embedded model in several types: sizes, and how often they agree with its F16 (three minutes)
 	@$(BIN)/python bench/quantization.py
 
-bench-huge-pages: $(VENV)/.dev ## weights in pages of 2 MB beside a mapped file: how fast tokens come (three minutes)
-	@$(BIN)/python bench/huge_pages.py
+bench-engine-settings: $(VENV)/.dev ## weights in huge pages, no flash attention: how fast tokens come (six minutes)
+	@$(BIN)/python bench/engine_settings.py
 
 bench-traces: $(VENV)/.dev ## replay four real traces against the embedded model: is every length right (ten minutes)
 	@$(BIN)/python bench/traces.py

@@ -1,15 +1,15 @@
-"""What huge pages save: the embedded engine with its weights in pages of 2 MB, beside the same file mapped.
+"""What two settings of the embedded engine are worth: weights in huge pages, and decoding without flash attention.
 
-    make bench-huge-pages
-    .venv/bin/python bench/huge_pages.py [--to F16,Q8_0] [--rounds 4] [--json] [--out FILE]
+    make bench-engine-settings
+    .venv/bin/python bench/engine_settings.py [--to F16,Q8_0] [--rounds 4] [--json] [--out FILE]
 
-Two engines of the same settings serve the same file, one request at a time in all, in turns, and each comes first as
-often. Each has eight slots, as by default, and answers the ten prompts of bench/quantization.py, behind a policy of
-some 300 tokens that it reads each time, greedily with 48 tokens; the times are the engine's own.
-`decode` and `prefill` are how many times as fast tokens come, and are read, with huge pages: the median over pairs of
-requests, with its 95% interval. The answers must be the same to the token.
+Two engines that differ in one setting serve the same file, one request at a time in all, in turns, and each comes first
+as often. Each has eight slots, as by default, and answers the ten prompts of bench/quantization.py, behind a policy of
+some 300 tokens that it reads each time, greedily with 48 tokens; the times are the engine's own. `decode` and `prefill`
+are how many times as fast tokens come, and are read: the median over pairs of requests, with its 95% interval.
 
-Exit code 0; 1 if an answer differs, or decoding is not surely faster (as where the kernel has no huge pages).
+Exit code 0; 1 if decoding is not surely faster (as where the kernel has no huge pages), or huge pages changed an
+answer. Attention that is computed another way is rounded another way: how many answers differ by it is shown.
 """
 
 from __future__ import annotations
@@ -34,6 +34,11 @@ from trimtab.measure.stats import summarise
 from trimtab.measure.workloads.support import POLICY
 
 ANSWER_TOKENS = 48
+HUGE_PAGES = "huge pages"
+SETTINGS: dict[str, tuple[dict[str, bool], dict[str, bool]]] = {  # without and with
+    HUGE_PAGES: ({"map_weights": True}, {"map_weights": False}),
+    "no flash attention": ({"flash_attention": True}, {"flash_attention": False}),
+}
 
 
 def main() -> int:
@@ -46,9 +51,10 @@ def main() -> int:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for one, _ in written(Path(folder), options.to.split(",")):
-            forget(one.path)
-            rows.append({"type": one.kind.name, **compared(one.path, options.rounds)})
-            print(f"{one.kind.name} done", file=sys.stderr)
+            for setting in SETTINGS:
+                forget(one.path)
+                rows.append({"setting": setting, "type": one.kind.name, **compared(one.path, setting, options.rounds)})
+                print(f"{setting}, {one.kind.name} done", file=sys.stderr)
     document = {
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
@@ -65,8 +71,10 @@ def main() -> int:
     else:
         for row in rows:
             said = (f"{key} {row[key]:.2f} ({row[f'{key}_low']:.2f} to {row[f'{key}_high']:.2f})" for key in KINDS)
-            print(f"{row['type']:5} times as fast: {', '.join(said)}; {row['different']} of {row['pairs']} differ")
-    return int(any(row["different"] or row["decode_low"] <= 1 for row in rows))
+            differ = f"{row['different']} of {row['pairs']} answers differ"
+            print(f"{row['setting']}, {row['type']}: times as fast: {', '.join(said)}; {differ}")
+    changed = any(row["different"] for row in rows if row["setting"] == HUGE_PAGES)
+    return int(changed or any(row["decode_low"] <= 1 for row in rows))
 
 
 KINDS = {"decode": "predicted_per_second", "prefill": "prompt_per_second"}
@@ -78,15 +86,16 @@ def forget(path: Path) -> None:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def compared(path: Path, rounds: int) -> dict[str, Any]:
-    """Speeds with huge pages over those without, by what is measured."""
-    settings: dict[str, Any] = {"model": str(path), "context_tokens": 2048}
-    with served(Config(map_weights=True, **settings)) as mapped, served(Config(**settings)) as huge:
+def compared(path: Path, setting: str, rounds: int) -> dict[str, Any]:
+    """Speeds with a setting over those without, by what is measured."""
+    both: dict[str, Any] = {"model": str(path), "context_tokens": 2048}
+    without, having = SETTINGS[setting]
+    with served(Config(**both, **without)) as one, served(Config(**both, **having)) as other:
         others = Contention(os.getsid(0))
         pairs = []
         for number, text in enumerate(PROMPTS * rounds):
-            prompt, found = tokens(mapped, f"{POLICY}\n\n{text}"), {}
-            for ask in (mapped, huge) if number % 2 else (huge, mapped):
+            prompt, found = tokens(one, f"{POLICY}\n\n{text}"), {}
+            for ask in (one, other) if number % 2 else (other, one):
                 found[ask] = ask(
                     "/completion",
                     prompt=prompt,
@@ -96,7 +105,7 @@ def compared(path: Path, rounds: int) -> dict[str, Any]:
                     ignore_eos=True,
                     cache_prompt=False,
                 )
-            pairs.append((found[mapped], found[huge]))
+            pairs.append((found[one], found[other]))
         share = others.share()
     row: dict[str, Any] = {"pairs": len(pairs), "different": sum(a["tokens"] != b["tokens"] for a, b in pairs)}
     for kind, key in KINDS.items():
