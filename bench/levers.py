@@ -25,7 +25,7 @@ from typing import Any
 
 from trimtab.engines.llama_cpp import Config
 from trimtab.engines.llama_cpp.weights import weights
-from trimtab.wheels import cache_dir
+from trimtab.wheels import cache_dir, unwound_by_sigterm
 
 HERE = Path(__file__).resolve().parent
 TRIMTAB = Path(sys.executable).with_name("trimtab")
@@ -81,7 +81,8 @@ def climbed(workload: str, seed: int, options: argparse.Namespace) -> dict[str, 
         command += ["--engine", "vllm", "--model", str(hugging_face(folder, options.vllm)), "--command", start]
     if options.requests:
         command += ["--requests", str(options.requests)]
-    ran = subprocess.run(command, stdout=subprocess.PIPE, check=False)
+    with unwound_by_sigterm():  # a ladder does not go on without its starter
+        ran = subprocess.run(command, stdout=subprocess.PIPE, check=False)
     if ran.returncode:
         sys.exit(ran.returncode)
     found: dict[str, Any] = json.loads(ran.stdout)

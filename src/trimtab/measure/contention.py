@@ -13,6 +13,8 @@ NOISY: Final = 0.1  # others' part of the processors above which a run is not to
 _IDLE_FIELDS: Final = (4, 5)  # idle and iowait, in a cpu line of /proc/stat split at white space
 _LAST_FIELD: Final = 9  # up to steal: the guest fields after it are counted in user already
 _PACE_BLOCKS: Final = 200
+_PACE_COPIES: Final = 24
+_BEYOND_CACHES: Final = 64 << 20  # bytes
 _UTIME, _STIME, _SESSION = 11, 12, 3  # in /proc/PID/stat, counted from the field after the name
 
 
@@ -50,10 +52,18 @@ def cpu_s(session_pid: int) -> dict[str, float]:
 
 
 def pace_s() -> float:
-    """Seconds of processor time that a fixed piece of work takes: how fast the machine is at this moment."""
-    block, began = bytes(1 << 20), time.process_time()
+    """Seconds of processor time that a fixed piece of work takes: how fast the machine is at this moment.
+
+    Half is computed and half is copied in memory, which an engine waits for as much, and which neighbours on the same
+    host slow down more than they do the processor.
+    """
+    block, large = bytes(1 << 20), bytearray(_BEYOND_CACHES)
+    target = memoryview(bytearray(large))
+    began = time.process_time()
     for _ in range(_PACE_BLOCKS):
         hashlib.sha256(block)
+    for _ in range(_PACE_COPIES):
+        target[:] = large
     return time.process_time() - began
 
 
