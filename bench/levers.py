@@ -116,10 +116,11 @@ def shown(found: dict[str, Any]) -> None:
         if not step["requests"]:
             print(f"  {mark} {step['name']}: {step['reason']}")
             continue
+        alike = "-" if step["quality"] is None else f"{step['quality']:.0%}"  # nothing was asked twice
         print(
             f"  {mark} {step['name']:24} p50 {step['e2e_p50_s']:7.3f} s, p99 {step['e2e_p99_s']:7.3f} s, "
             f"engine CPU {step['engine_cpu_s']:.3f} s, {1e6 * step['cost_per_request']:.1f} millionths of a dollar, "
-            f"hits {step['hit_rate']:.0%}, alike {step['quality'] or 0:.0%} ({step['reason']})"
+            f"hits {step['hit_rate']:.0%}, alike {alike} ({step['reason']})"
         )
 
 
