@@ -180,6 +180,13 @@ def test_a_lever_stays_if_it_saves_or_hastens(e2e, cost, stays):
     assert ruled.reason.startswith("does not pay") != stays
 
 
+def test_a_cache_that_answered_nothing_goes_whatever_it_seems_to_save():
+    baseline = run()
+    ruled = figures.ruled(step(run("x", cost=0.5), baseline), step(baseline), answers=True)
+    assert (ruled.accepted, ruled.reason) == (False, "it answered nothing here")
+    assert figures.ruled(step(run("x", cost=0.5, cache="hit"), baseline), step(baseline), answers=True).accepted
+
+
 def test_a_lever_that_loses_requests_goes():
     baseline = run()
     broken = run("x", e2e=1.0, cost=0.1)
@@ -212,7 +219,7 @@ class Climber(climb.Climber):
         if (cost := self.costs[name]) is None:
             raise asyncio.CancelledError
         self.measured.append(name)
-        return run(name, cost=cost, e2e=10 * cost, config=config)
+        return run(name, cost=cost, e2e=10 * cost, config=config, cache="hit" if chosen.exact else "miss")
 
     async def _speculation(self, now):
         return speculation_row()

@@ -117,7 +117,8 @@ class Climber:
                 self._view.say(f"{rung}: {tried}")
                 continue
             found = figures.step(await self._run(rung, tried), baseline, self._workload, self._same)
-            found = figures.ruled(found, before, setup.verdict_behind(rung, tried, self._terms))
+            verdict, answers = setup.verdict_behind(rung, tried, self._terms), rung in (setup.EXACT, setup.SEMANTIC)
+            found = figures.ruled(found, before, verdict, answers=answers)
             self._steps.append(found)
             self._view.say(f"{rung}: {found.reason}")
             if found.accepted:

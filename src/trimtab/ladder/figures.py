@@ -142,11 +142,14 @@ def step(run: Run, baseline: Run, workload: Workload, same: Same, *, seed: int =
     )
 
 
-def ruled(found: Step, before: Step, verdict: str = "") -> Step:
+def ruled(found: Step, before: Step, verdict: str = "", *, answers: bool = False) -> Step:
     """The step with its ruling: a lever stays if it saves, or hastens at no more cost, against the step before.
 
-    `verdict` names the file that stands behind a lever that can change answers.
+    `verdict` names the file that stands behind a lever that can change answers. One that `answers` requests itself, and
+    answered no more than were answered before, did nothing: what it seems to save is noise.
     """
+    if answers and (found.hit_rate or 0.0) <= (before.hit_rate or 0.0):
+        return msgspec.structs.replace(found, accepted=False, reason="it answered nothing here")
     changes = [
         (name, getattr(found, field) / getattr(before, field))
         for name, field in (("cost", "cost_per_request"), ("p50", "e2e_p50_s"), ("p99", "e2e_p99_s"))
