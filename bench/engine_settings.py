@@ -21,13 +21,11 @@ import platform
 import statistics
 import sys
 import tempfile
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from quantization import PROMPTS, tokens, written
-from trimtab.engines.llama_cpp import BUILT_IN, Config
+from quantization import PROMPTS, documented, tokens, written
+from trimtab.engines.llama_cpp import Config
 from trimtab.engines.llama_cpp.alone import served
 from trimtab.measure.contention import Contention
 from trimtab.measure.stats import summarise
@@ -55,15 +53,7 @@ def main() -> int:
                 forget(one.path)
                 rows.append({"setting": setting, "type": one.kind.name, **compared(one.path, setting, options.rounds)})
                 print(f"{setting}, {one.kind.name} done", file=sys.stderr)
-    document = {
-        "at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "python": platform.python_version(),
-        "processors": os.cpu_count(),
-        "kernel": platform.release(),
-        "xllamacpp": version("xllamacpp"),
-        "model": BUILT_IN,
-        "rows": rows,
-    }
+    document = documented(rows, kernel=platform.release())
     if options.out:
         options.out.write_text(json.dumps(document, indent=1) + "\n")
     if options.json:

@@ -54,15 +54,7 @@ def main() -> int:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         rows = list(measured(Path(folder), ["F16", *options.to.split(",")], options.tokens))
-    document = {
-        "at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "python": platform.python_version(),
-        "processors": os.cpu_count(),
-        "xllamacpp": version("xllamacpp"),
-        "model": BUILT_IN,
-        "prompts": len(PROMPTS),
-        "rows": rows,
-    }
+    document = documented(rows, prompts=len(PROMPTS))
     if options.out:
         options.out.write_text(json.dumps(document, indent=1) + "\n")
     if options.json:
@@ -108,6 +100,19 @@ def measured(folder: Path, names: list[str], most_tokens: int) -> Iterator[dict[
             "same_answers": sum(map(list.__eq__, own, answers)),
         }
         print(f"{one.kind.name} done", file=sys.stderr)
+
+
+def documented(rows: list[dict[str, Any]], **facts: object) -> dict[str, Any]:
+    """The rows of a result, with when and on what they were measured."""
+    return {
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "processors": os.cpu_count(),
+        "xllamacpp": version("xllamacpp"),
+        "model": BUILT_IN,
+        **facts,
+        "rows": rows,
+    }
 
 
 def written(folder: Path, names: list[str]) -> Iterator[tuple[Plan, float]]:
