@@ -27,7 +27,11 @@ TERMS = Terms(
 # Questions 0, 2, 4 are the same; 1 and 3 mean the same.
 ASKED = [("a", "A"), ("b", "B"), ("a", "A"), ("b, please", "B"), ("a", "A"), ("c", "C")]
 WORKLOAD = Workload(
-    "w", "Made up.", tuple(Asked({"messages": text}, label) for text, label in ASKED), (1.0,) * 5, ({"messages": "hi"},)
+    "w",
+    "Made up.",
+    tuple(Asked({"messages": text, "max_tokens": 40}, label) for text, label in ASKED),
+    (1.0,) * 5,
+    ({"messages": "hi"},),
 )
 
 
@@ -62,17 +66,18 @@ def step(found, baseline=None):
 def test_each_setup_is_a_configuration_that_serves(tmp_path):
     weights = tmp_path / "m-F16.gguf"
     weights.write_bytes(b"")
-    terms = msgspec.structs.replace(TERMS, model=str(weights), only_warmed=True)
+    terms = msgspec.structs.replace(TERMS, model=str(weights), one_slot=True)
     now = setup.baseline(terms)
     assert now.engine["parallel"] == 4
     for rung in (setup.EXACT, setup.PREFIX):
-        now = setup.with_rung(rung, now, terms, tmp_path)
+        now = setup.with_rung(rung, now, terms, tmp_path, 257)
     file = tmp_path / "trimtab.toml"
     file.write_text(now.toml())
     config = load(file, {})
     assert config.engines["local"].settings.prefix_cache
-    assert config.engines["local"].settings.parallel == terms.warmed == 2
+    assert config.engines["local"].settings.parallel == now.warmed == 1
     assert not config.engines["local"].settings.flash_attention
+    assert config.engines["local"].settings.context_tokens == 512
     assert config.lever_settings("exact_cache", "default").enabled
     assert config.models[setup.MODEL].name == "m-F16"
     file.write_text(setup.baseline(terms).toml())
@@ -92,7 +97,7 @@ def test_each_setup_is_a_configuration_that_serves(tmp_path):
     ],
 )
 def test_what_can_change_answers_is_not_tried_without_a_verdict(rung, said, tmp_path):
-    assert said in setup.with_rung(rung, setup.baseline(TERMS), TERMS, tmp_path)
+    assert said in setup.with_rung(rung, setup.baseline(TERMS), TERMS, tmp_path, 300)
 
 
 def a_verdict(ruling="pass", candidate="m-Q8_0.gguf"):
@@ -115,7 +120,7 @@ def test_a_quant_is_tried_under_a_verdict_on_these_weights(found, said, tmp_path
     file = tmp_path / "verdict.json"
     file.write_bytes(msgspec.json.encode(found))
     terms = msgspec.structs.replace(TERMS, verdicts=setup.read_verdicts((f"quantization={file}",)))
-    tried = setup.with_rung(setup.QUANTIZATION, setup.baseline(terms), terms, tmp_path)
+    tried = setup.with_rung(setup.QUANTIZATION, setup.baseline(terms), terms, tmp_path, 300)
     if said:
         assert said in tried
     else:
@@ -185,6 +190,11 @@ def test_a_cache_that_answered_nothing_goes_whatever_it_seems_to_save():
     ruled = figures.ruled(step(run("x", cost=0.5), baseline), step(baseline), answers=True)
     assert (ruled.accepted, ruled.reason) == (False, "it answered nothing here")
     assert figures.ruled(step(run("x", cost=0.5, cache="hit"), baseline), step(baseline), answers=True).accepted
+
+
+def test_a_context_has_to_hold_the_longest_prompt_and_answer():
+    timings = tuple(msgspec.structs.replace(one, input_tokens=300 + one.group) for one in run().timings)
+    assert figures.longest(run(timings=timings), WORKLOAD) == 305 + 40
 
 
 def test_a_lever_that_loses_requests_goes():

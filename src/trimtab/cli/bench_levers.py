@@ -105,7 +105,6 @@ def _terms(chosen: Workload, seed: int, options: dict[str, Any]) -> Terms:
         if not model:
             raise BadRequest("--engine vllm needs --model: a folder or a name that vLLM can load", param="model")
     routing = options["routing"].read_text(encoding="utf-8") if options["routing"] else ""
-    one_slot = options["engine"] == "llama_cpp" and chosen.one_prefix
     return Terms(
         workload=chosen.name,
         seed=seed,
@@ -115,8 +114,7 @@ def _terms(chosen: Workload, seed: int, options: dict[str, Any]) -> Terms:
         quantized=_absolute(quantized),
         verdicts=read_verdicts(options["verdicts"]),
         # Each slot reads the prefix for itself, and two or three requests at once are no faster than one by one.
-        warmed=1 if one_slot else 2,
-        only_warmed=one_slot,
+        one_slot=options["engine"] == "llama_cpp" and chosen.one_prefix,
         utilization=options["utilization"],
         routing=routing,
     )

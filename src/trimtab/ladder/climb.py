@@ -110,8 +110,9 @@ class Climber:
         baseline = await self._run(setup.BASELINE, now)
         before = figures.step(baseline, baseline, self._workload, self._same)
         self._steps = [before]
+        longest = figures.longest(baseline, self._workload)
         for rung in setup.RUNGS:
-            tried = await self._tried(rung, now)
+            tried = await self._tried(rung, now, longest)
             if isinstance(tried, str):
                 self._steps.append(figures.refused(rung, tried))
                 self._view.say(f"{rung}: {tried}")
@@ -132,12 +133,12 @@ class Climber:
         reason = "all accepted levers but stored answers"
         self._steps.append(msgspec.structs.replace(found, accepted=True, reason=reason))
 
-    async def _tried(self, rung: str, now: Setup) -> Setup | str:
+    async def _tried(self, rung: str, now: Setup, longest: int) -> Setup | str:
         if rung == setup.SPECULATION:
             self._trial = await self._speculation(now)
             if not self._trial.pays:
                 return self._trial.reason
-        return setup.with_rung(rung, now, self._terms, self._folder)
+        return setup.with_rung(rung, now, self._terms, self._folder, longest)
 
     async def _measure_capacity(self, baseline: Setup) -> Capacity:
         file = self._folder / "capacity.json"

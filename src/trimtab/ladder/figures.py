@@ -142,12 +142,21 @@ def step(run: Run, baseline: Run, workload: Workload, same: Same, *, seed: int =
     )
 
 
+def longest(run: Run, workload: Workload) -> int:
+    """The most tokens that a request may take: its prompt as the engine counted it, and the longest answer."""
+    return max(one.input_tokens + int(workload.asked[one.group].fields["max_tokens"]) for one in run.timings)
+
+
 def ruled(found: Step, before: Step, verdict: str = "", *, answers: bool = False) -> Step:
     """The step with its ruling: a lever stays if it saves, or hastens at no more cost, against the step before.
 
     `verdict` names the file that stands behind a lever that can change answers. One that `answers` requests itself, and
     answered no more than were answered before, did nothing: what it seems to save is noise.
     """
+    if found.answered < found.requests:
+        return msgspec.structs.replace(
+            found, accepted=False, reason=f"{found.requests - found.answered} requests were not answered"
+        )
     if answers and (found.hit_rate or 0.0) <= (before.hit_rate or 0.0):
         return msgspec.structs.replace(found, accepted=False, reason="it answered nothing here")
     changes = [
@@ -156,10 +165,6 @@ def ruled(found: Step, before: Step, verdict: str = "", *, answers: bool = False
         if getattr(found, field) is not None and getattr(before, field)
     ]
     said = ", ".join(f"{name} {ratio - 1:+.0%}" for name, ratio in changes)
-    if found.answered < found.requests:
-        return msgspec.structs.replace(
-            found, accepted=False, reason=f"{found.requests - found.answered} requests were not answered"
-        )
     by = dict(changes)
     cost, times = by.get("cost", 1.0), [ratio for name, ratio in changes if name != "cost"]
     saves = cost < _CHEAPER and max(times, default=1.0) < _SLOWER

@@ -30,6 +30,8 @@ EXACT, SEMANTIC, PREFIX, QUANTIZATION, SPECULATION, ROUTING = RUNGS = (
 )
 WITHOUT_CACHES: Final = "without response caches"
 BOTH: Final = f"{SEMANTIC} and {QUANTIZATION}"
+_WARMED: Final = 2
+_STEP: Final = 256  # llama.cpp rounds a context up to such steps
 _GATED: Final = (SEMANTIC, QUANTIZATION, BOTH, SPECULATION)  # they can change answers
 
 
@@ -45,8 +47,7 @@ class Terms(msgspec.Struct, frozen=True):
     verdicts: dict[str, str] = {}  # by rung: the file of `trimtab gate` that stands behind it
     ngram_tokens: int = 3
     draft_tokens: int = 12
-    warmed: int = 2  # slots that hold what requests begin with before they come, from prefix reuse on
-    only_warmed: bool = False  # the engine has no other slots from that step on
+    one_slot: bool = False  # from prefix reuse on, the engine has one: all requests begin alike
     utilization: float = 0.7  # arrivals as a share of the baseline's capacity
     machine_hour_usd: float = 0.10
     routing: str = ""  # TOML that the last rung adds: further models and [levers.route]
@@ -60,7 +61,7 @@ class Setup(msgspec.Struct, frozen=True):
     machine_hour_usd: float
     exact: bool = False
     semantic: dict[str, Any] | None = None
-    warmed: int = 0
+    warmed: int = 0  # slots that hold what requests begin with before they come
     more: str = ""
 
     def toml(self) -> str:
@@ -86,16 +87,22 @@ def baseline(terms: Terms) -> Setup:
     return Setup(engine, _served(terms, terms.model), terms.machine_hour_usd)
 
 
-def with_rung(rung: str, setup: Setup, terms: Terms, folder: Path) -> Setup | str:
-    """The setup with one lever more, or why it may not be tried. `folder` is for a configuration to be read."""
+def with_rung(rung: str, setup: Setup, terms: Terms, folder: Path, longest: int) -> Setup | str:
+    """The setup with one lever more, or why it may not be tried. `folder` is for a configuration to be read.
+
+    `longest` is the most tokens that a request may take, prompt and answer together.
+    """
     change = msgspec.structs.replace
     if rung == EXACT:
         return change(setup, exact=True)
     if rung == PREFIX:
-        # What is still read is short, so that decoding alone counts: without flash attention it is faster.
-        fitting = {"parallel": terms.warmed, "flash_attention": False} if terms.only_warmed else {}
-        engine = {**setup.engine, "prefix_cache": True, **fitting}
-        return change(setup, engine=engine, warmed=terms.warmed)
+        # Each slot would read the prefix for itself, and two requests at once are no faster than one by one. What is
+        # still read is short, so that decoding alone counts: without flash attention it is faster, the more so
+        # with a short context, which is the distance between the rows of values that it then reads.
+        engine = {**setup.engine, "prefix_cache": True}
+        if terms.one_slot:
+            engine |= {"parallel": 1, "flash_attention": False, "context_tokens": -(-longest // _STEP) * _STEP}
+        return change(setup, engine=engine, warmed=1 if terms.one_slot else _WARMED)
     if rung == SEMANTIC:
         return _semantic(setup, terms, folder)
     if rung == QUANTIZATION:
