@@ -79,6 +79,7 @@ def climbed(workload: str, seed: int, options: argparse.Namespace) -> dict[str, 
     if options.vllm:
         start = f"{options.vllm} -m vllm.entrypoints.openai.api_server"
         command += ["--engine", "vllm", "--model", str(hugging_face(folder, options.vllm)), "--command", start]
+        command += ["--gpu-memory", "0.3"]  # a CPU build takes it of the machine's memory
     if options.requests:
         command += ["--requests", str(options.requests)]
     with unwound_by_sigterm():  # a ladder does not go on without its starter

@@ -27,7 +27,7 @@ from trimtab.cli import demo as command
 from trimtab.cli.demo_report import Comparison, print_report
 from trimtab.ledger import settle
 from trimtab.measure import demo
-from trimtab.measure.contention import Contention
+from trimtab.measure.contention import Contention, cpu_s
 from trimtab.measure.gateway import GatewayFailed, GatewayProcess
 from trimtab.measure.load import AnswerReader, Call, Timing, replay, saturate
 from trimtab.measure.stats import quantile
@@ -379,6 +379,20 @@ def test_contention_counts_others_and_not_ourselves() -> None:
     contention = Contention(0)
     share = contention.share()
     assert share is None or 0 <= share <= 1
+
+
+def test_a_session_s_processes_count_with_what_they_started_elsewhere() -> None:
+    script = "import subprocess, sys; subprocess.run([sys.executable, '-c', %r], start_new_session=True)"
+    work = "import time\nwhile time.process_time() < 0.2: pass\nprint('x', flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", script % work], start_new_session=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as starter:
+        assert starter.stdin
+        assert starter.stdout
+        starter.stdout.readline()
+        used = sum(cpu_s(starter.pid).values())
+        starter.stdin.write(b"\n")
+    assert sys.platform != "linux" or used >= 0.2
 
 
 def phase(**changes: Any) -> demo.Phase:

@@ -38,6 +38,8 @@ _INTERRUPTED: Final = 130
 @click.option("--model", default="", help="Weights of the baseline.  [default: the embedded model in F16]")
 @click.option("--quantized", default="", help="Weights of the quantization step.  [default: the same in Q8_0]")
 @click.option("--command", default="vllm serve", show_default=True, help="Of --engine vllm: how it is started.")
+@click.option("--gpu-memory", type=click.FloatRange(0, 1, min_open=True),
+              help="Of --engine vllm: its share of the card, or of the CPU's memory.  [default: its own]")  # fmt: skip
 @click.option("--verdict", "verdicts", multiple=True, metavar="LEVER=FILE",
               help='A verdict of `trimtab gate`: of "semantic cache", quantization. Repeatable.')  # fmt: skip
 @click.option("--routing", type=click.Path(path_type=Path, exists=True, dir_okay=False),
@@ -102,6 +104,8 @@ def _terms(chosen: Workload, seed: int, options: dict[str, Any]) -> Terms:
             quantized = quantized or made
     else:
         engine |= {"command": options["command"].split(), "context_tokens": _CONTEXT_TOKENS}
+        if options["gpu_memory"]:
+            engine["gpu_memory"] = options["gpu_memory"]
         if not model:
             raise BadRequest("--engine vllm needs --model: a folder or a name that vLLM can load", param="model")
     routing = options["routing"].read_text(encoding="utf-8") if options["routing"] else ""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 NOISY: Final = 0.1  # others' part of the processors above which a run is not to be trusted
 _IDLE_FIELDS: Final = (4, 5)  # idle and iowait, in a cpu line of /proc/stat split at white space
@@ -15,13 +15,20 @@ _LAST_FIELD: Final = 9  # up to steal: the guest fields after it are counted in 
 _PACE_BLOCKS: Final = 200
 _PACE_COPIES: Final = 24
 _BEYOND_CACHES: Final = 64 << 20  # bytes
-_UTIME, _STIME, _SESSION = 11, 12, 3  # in /proc/PID/stat, counted from the field after the name
+_PARENT, _SESSION, _UTIME, _STIME = 1, 3, 11, 12  # in /proc/PID/stat, counted from the field after the name
+
+
+class _Process(NamedTuple):
+    name: str
+    parent: int
+    session: int
+    cpu_s: float
 
 
 class Contention:
     """From its making to `share`: what others used of the processors that we may use. Linux only, else None.
 
-    Ours are this process and those in the session of `session_pid`.
+    Ours are this process and those in the session of `session_pid`, with what they started.
     """
 
     def __init__(self, session_pid: int) -> None:
@@ -44,10 +51,15 @@ class Contention:
 
 
 def cpu_s(session_pid: int) -> dict[str, float]:
-    """Seconds of processor time that the processes of a session have used so far, by name. Linux only, else empty."""
+    """Seconds of processor time that the processes of a session and what they started have used so far, by name.
+
+    Linux only, else empty.
+    """
+    processes = _processes(Path("/proc").glob("[0-9]*/stat"))
     used: dict[str, float] = {}
-    for name, seconds in _session(session_pid, Path("/proc").glob("[0-9]*/stat")):
-        used[name] = used.get(name, 0.0) + seconds
+    for pid in _with_descendants(session_pid, processes):
+        one = processes[pid]
+        used[one.name] = used.get(one.name, 0.0) + one.cpu_s
     return used
 
 
@@ -86,14 +98,24 @@ def _busy_s() -> float | None:
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
-def _session(session_pid: int, files: Iterable[Path]) -> Iterator[tuple[str, float]]:
-    """Name and processor seconds of each process of a session."""
+def _processes(files: Iterable[Path]) -> dict[int, _Process]:
+    found = {}
     for file in files:
         try:
             before, _, after = file.read_text().rpartition(")")
         except OSError:  # it has just ended
             continue
+        pid, _, name = before.partition(" (")
         fields = after.split()
-        if int(fields[_SESSION]) == session_pid:
-            ticks = int(fields[_UTIME]) + int(fields[_STIME])
-            yield before.partition("(")[2], ticks / os.sysconf("SC_CLK_TCK")
+        ticks = int(fields[_UTIME]) + int(fields[_STIME])
+        found[int(pid)] = _Process(name, int(fields[_PARENT]), int(fields[_SESSION]), ticks / os.sysconf("SC_CLK_TCK"))
+    return found
+
+
+def _with_descendants(session_pid: int, processes: Mapping[int, _Process]) -> set[int]:
+    """A session's processes and what they started: an engine may run in a session of its own."""
+    ours = more = {pid for pid, one in processes.items() if one.session == session_pid}
+    while more:
+        more = {pid for pid, one in processes.items() if one.parent in more} - ours
+        ours |= more
+    return ours
