@@ -383,7 +383,7 @@ def test_contention_counts_others_and_not_ourselves() -> None:
 
 def test_a_session_s_processes_count_with_what_they_started_elsewhere() -> None:
     script = "import subprocess, sys; subprocess.run([sys.executable, '-c', %r], start_new_session=True)"
-    work = "import time\nwhile time.process_time() < 0.2: pass\nprint('x', flush=True); input()"
+    work = "import time\nwhile time.process_time() < 0.3: pass\nprint('x', flush=True); input()"
     with subprocess.Popen(
         [sys.executable, "-c", script % work], start_new_session=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as starter:

@@ -117,7 +117,6 @@ def _terms(chosen: Workload, seed: int, options: dict[str, Any]) -> Terms:
         model=_absolute(model),
         quantized=_absolute(quantized),
         verdicts=read_verdicts(options["verdicts"]),
-        # Each slot reads the prefix for itself, and two or three requests at once are no faster than one by one.
         one_slot=options["engine"] == "llama_cpp" and chosen.one_prefix,
         utilization=options["utilization"],
         routing=routing,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -55,7 +55,7 @@ def cpu_s(session_pid: int) -> dict[str, float]:
 
     Linux only, else empty.
     """
-    processes = _processes(Path("/proc").glob("[0-9]*/stat"))
+    processes = _processes()
     used: dict[str, float] = {}
     for pid in _with_descendants(session_pid, processes):
         one = processes[pid]
@@ -98,9 +98,9 @@ def _busy_s() -> float | None:
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
-def _processes(files: Iterable[Path]) -> dict[int, _Process]:
+def _processes() -> dict[int, _Process]:
     found = {}
-    for file in files:
+    for file in Path("/proc").glob("[0-9]*/stat"):
         try:
             before, _, after = file.read_text().rpartition(")")
         except OSError:  # it has just ended
