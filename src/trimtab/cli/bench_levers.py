@@ -176,6 +176,7 @@ def _climbed(terms: Terms, chosen: Workload, folder: Path) -> Ladder:
         finished=found.finished,
         steps=found.steps,
         speculation=found.speculation,
+        again=found.again,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -41,6 +42,25 @@ class Run(msgspec.Struct, frozen=True):
     others_cpu: float | None  # what other programs took of the processors, 0 to 1
     pace: float  # seconds of processor time that a fixed piece of work took
     took_s: float
+
+
+def pooled(one: Run, other: Run) -> Run:
+    """Two runs of one setup with the same requests as one, in which each request has two answers."""
+    loads = None if one.others_cpu is None or other.others_cpu is None else (one.others_cpu + other.others_cpu) / 2
+    return msgspec.structs.replace(
+        one,
+        timings=one.timings + other.timings,
+        cost_usd=one.cost_usd + other.cost_usd,
+        beside_usd=one.beside_usd + other.beside_usd,
+        calls=one.calls + other.calls,
+        fresh_tokens=one.fresh_tokens + other.fresh_tokens,
+        cached_tokens=one.cached_tokens + other.cached_tokens,
+        output_tokens=one.output_tokens + other.output_tokens,
+        cpu_s={name: one.cpu_s.get(name, 0.0) + other.cpu_s.get(name, 0.0) for name in {**one.cpu_s, **other.cpu_s}},
+        others_cpu=loads,
+        pace=(one.pace + other.pace) / 2,
+        took_s=one.took_s + other.took_s,
+    )
 
 
 class Ratio(msgspec.Struct, frozen=True):
@@ -195,11 +215,12 @@ _GATEWAY: Final = ("trimtab-superv", "trimtab-worker0", "trimtab-ingest", "trimt
 def _compared(run: Run, baseline: Run, workload: Workload) -> list[tuple[str, str]]:
     """Each answer with the baseline's to the same request; the baseline's repeats with its first of that question."""
     if run is not baseline:
-        reference = {timing.group: timing for timing in baseline.timings if timing.ok}
+        reference: dict[int, str] = {}
+        for timing in baseline.timings:
+            if timing.ok:
+                reference.setdefault(timing.group, timing.text)
         return [
-            (timing.text, reference[timing.group].text)
-            for timing in run.timings
-            if timing.ok and timing.group in reference
+            (timing.text, reference[timing.group]) for timing in run.timings if timing.ok and timing.group in reference
         ]
     groups = workload.groups
     first: dict[int, str] = {}
@@ -237,32 +258,43 @@ def _less(run: Run, baseline: Run, rng: random.Random) -> dict[str, Ratio]:
         ("ttft_p99", "ttft_s", 0.99),
     ):
         found[name] = _interval(_quantiles(theirs, ours, field, q), both, draws)
-    extra = len(both)
-    found["cost"] = _interval(
-        lambda groups: _over(
-            sum(baseline.cost_usd[g] for g in groups) + baseline.beside_usd * len(groups) / extra,
-            sum(run.cost_usd[g] for g in groups) + run.beside_usd * len(groups) / extra,
-        ),
-        both,
-        draws,
-    )
+    a, b = _costs(baseline), _costs(run)
+    found["cost"] = _interval(lambda groups: _over(sum(a[g] for g in groups), sum(b[g] for g in groups)), both, draws)
     # The engine's processor time is not known by request: one figure, no interval.
-    found["engine_cpu"] = Ratio(_over(_engine_cpu_s(baseline), _engine_cpu_s(run)), None, None)
+    each = (_engine_cpu_s(one) / len(one.timings) for one in (baseline, run))
+    found["engine_cpu"] = Ratio(_over(*each), None, None)
     return found
 
 
-def _by_request(run: Run) -> dict[int, Timing]:
-    return {timing.group: timing for timing in run.timings if timing.ok}
+def _by_request(run: Run) -> dict[int, list[Timing]]:
+    """Its answers; of a pooled run, more than one."""
+    found: dict[int, list[Timing]] = {}
+    for timing in run.timings:
+        if timing.ok:
+            found.setdefault(timing.group, []).append(timing)
+    return found
 
 
-def _quantiles(theirs: dict[int, Timing], ours: dict[int, Timing], field: str, q: float) -> _OfGroups:
+def _costs(run: Run) -> dict[int, float]:
+    """By request, over its answers, with its share of what was asked beside them."""
+    answers = Counter(timing.group for timing in run.timings)
+    found = dict.fromkeys(answers, run.beside_usd / len(run.timings))
+    for timing, cost in zip(run.timings, run.cost_usd, strict=True):
+        found[timing.group] += cost / answers[timing.group]
+    return found
+
+
+def _quantiles(theirs: dict[int, list[Timing]], ours: dict[int, list[Timing]], field: str, q: float) -> _OfGroups:
     """By requests: how many times theirs is ours."""
-    a, b = ({group: getattr(timing, field) for group, timing in one.items()} for one in (theirs, ours))
+    a, b = (
+        {group: [getattr(timing, field) for timing in timings] for group, timings in one.items()}
+        for one in (theirs, ours)
+    )
     return lambda groups: _over(_at(a, groups, q), _at(b, groups, q))
 
 
-def _at(values: dict[int, float | None], groups: Sequence[int], q: float) -> float | None:
-    return _of([values[group] for group in groups], q)
+def _at(values: dict[int, list[float | None]], groups: Sequence[int], q: float) -> float | None:
+    return _of([value for group in groups for value in values[group]], q)
 
 
 def _over(one: float | None, other: float | None) -> float | None:

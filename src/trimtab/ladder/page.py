@@ -40,6 +40,7 @@ class Ladder(msgspec.Struct, frozen=True):
     finished: bool
     steps: tuple[Step, ...]
     speculation: Row | None = None
+    again: Step | None = None  # the baseline's second run, compared with its first
 
 
 def title(found: Ladder) -> str:
@@ -60,6 +61,8 @@ def lines_below(found: Ladder) -> Iterator[str]:
         "computed, prompt and output. Alike: answers equivalent to the baseline's to the same request, as far as words "
         "and embeddings can tell; in the baseline's own row, its repeats against its first answer."
     )
+    if found.again is not None:
+        yield f"Asked again before the last step, {_drifted(found.again)}; the baseline's row is of both times."
     wrong = [step for step in found.steps if step.semantic_share]
     if wrong:
         last = wrong[-1]
@@ -72,6 +75,14 @@ def lines_below(found: Ladder) -> Iterator[str]:
             yield f"{step.name}: other programs took {step.others_cpu:.0%} of the processors; measure it again."
         if step.pace is not None and abs(step.pace - 1) > _STEADY:
             yield f"{step.name}: the machine was {step.pace:.2f} times as slow as at the baseline; mind its times."
+
+
+def _drifted(again: Step) -> str:
+    """How the baseline's second run did beside its first."""
+    names = (("e2e_p50", "p50"), ("e2e_p99", "p99"), ("cost", "cost"))
+    ratios = ((name, again.less[key].value) for key, name in names if key in again.less)
+    said = ", ".join(f"{name} {1 / ratio:.2f}" for name, ratio in ratios if ratio)
+    return f"the baseline took, times as much as at first: {said}"
 
 
 def render(found: Ladder) -> str:

@@ -28,6 +28,7 @@ EXACT, SEMANTIC, PREFIX, QUANTIZATION, SPECULATION, ROUTING = RUNGS = (
     "speculation",
     "routing",
 )
+AGAIN: Final = "baseline again"
 WITHOUT_CACHES: Final = "without response caches"
 BOTH: Final = f"{SEMANTIC} and {QUANTIZATION}"
 _WARMED: Final = 2
