@@ -4,7 +4,7 @@ PY ?= $(shell tools/pick-python)
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test check lock bench-admission bench-diagnosis bench-engine-settings bench-gate bench-gate-quants bench-judge-trial bench-overhead bench-placement bench-prefix bench-promise bench-quantization bench-replay bench-replay-referee bench-route bench-route-live bench-route-sessions bench-semantic bench-semantic-latency bench-shadow-live bench-telemetry bench-traces clean
+.PHONY: help demo test check lock bench-admission bench-diagnosis bench-engine-settings bench-gate bench-gate-quants bench-judge-trial bench-overhead bench-placement bench-prefix bench-promise bench-quantization bench-replay bench-replay-referee bench-route bench-route-live bench-route-sessions bench-semantic bench-semantic-latency bench-shadow-live bench-speculation bench-telemetry bench-traces clean
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 24
 
@@ -56,6 +56,9 @@ bench-replay: $(VENV)/.dev ## is `trimtab replay` right, and how much load can i
 
 bench-replay-referee: $(VENV)/.dev ## do `trimtab replay` and aiperf say the same of one server (four minutes)
 	@$(BIN)/python bench/referee.py
+
+bench-speculation: $(VENV)/.dev ## guessing tokens by n-grams: where it pays, where it is refused, what the gate says (ten minutes)
+	@$(BIN)/python bench/speculation.py
 
 bench-quantization: $(VENV)/.dev ## the embedded model in several types: sizes, and how often they agree with its F16 (three minutes)
 	@$(BIN)/python bench/quantization.py

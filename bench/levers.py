@@ -93,7 +93,7 @@ def climbed(workload: str, seed: int, options: argparse.Namespace) -> dict[str, 
 
 def without_folders(found: dict[str, Any]) -> dict[str, Any]:
     """Files by their names alone, which is all that says something on another machine."""
-    for step in found["steps"]:
+    for step in (*found["steps"], found["again"]):
         step["config"] = re.sub(r'"/[^"]*/([^"/]+)"', r'"\1"', step["config"])
     return found
 

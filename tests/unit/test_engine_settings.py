@@ -16,7 +16,7 @@ from trimtab.errors import ConfigError
 
 DOCS = Path(__file__).parents[2] / "docs"
 STARTED = ["vllm", "serve", "acme/m", "--served-model-name", "acme/m", "--host", "127.0.0.1", "--port", "8000"]
-PLAIN = [*STARTED, "--max-num-seqs", "256", "--enable-prefix-caching"]
+PLAIN = [*STARTED, "--max-num-seqs", "256", "--enable-prefix-caching", "--enable-prompt-tokens-details"]
 
 
 def test_a_plain_table_leaves_to_vllm_what_vllm_knows_best():

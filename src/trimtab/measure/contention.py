@@ -47,7 +47,9 @@ class Contention:
         return min(1.0, max(0.0, others_s / room_s)) if room_s > 0 else None
 
     def _own_s(self) -> float:
-        return time.process_time() + sum(cpu_s(self._session_pid).values())
+        processes = _processes()
+        ours = _with_descendants(self._session_pid, processes) | ({os.getpid()} & processes.keys())
+        return sum(processes[pid].cpu_s for pid in ours)
 
 
 def cpu_s(session_pid: int) -> dict[str, float]:

@@ -30,8 +30,10 @@ def command_line(config: Config, port: int) -> list[str]:
         "--tensor-parallel-size": None if config.tensor_parallel == 1 else config.tensor_parallel,
     }
     flags = [part for flag, value in named.items() if value is not None for part in (flag, str(value))]
-    prefix_cache = "--enable-prefix-caching" if config.prefix_cache else "--no-enable-prefix-caching"
-    return [*config.command, *model, *flags, prefix_cache, *config.extra]
+    # By itself vLLM reuses prefixes without saying in its answers how much.
+    reuse = ["--enable-prefix-caching", "--enable-prompt-tokens-details"]
+    prefix_cache = reuse if config.prefix_cache else ["--no-enable-prefix-caching"]
+    return [*config.command, *model, *flags, *prefix_cache, *config.extra]
 
 
 def _speculative(config: Config) -> str | None:

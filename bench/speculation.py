@@ -1,0 +1,95 @@
+"""Does guessing tokens by n-grams pay, where should it be refused, and are the answers as good?
+
+    make bench-speculation                                        ten minutes on two cores
+    .venv/bin/python bench/speculation.py [--json] [--out FILE]
+
+Two commands on the embedded engine. `trimtab engine speculate-bench` decodes texts to be copied and open questions,
+plainly and with each kind of n-grams, in turn, and compares all answers with the plain ones. A step that checks several
+tokens sums in another order than one alone, so an answer may go on otherwise; whether it is then worse, `trimtab gate`
+rules on the suite `small-model`, the same engine with and without n-grams, eight requests at a time, stopped as soon as
+it is decided.
+
+Exit code 1 if n-grams do not decode copies 1.5 times as fast, are not refused on open questions, or do not pass.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from gate_quants import trimtab
+from quantization import documented
+
+FASTER = 1.5
+WAY = "ngram"
+PLAIN = """\
+[engines.local]
+kind = "llama_cpp"
+parallel = 8
+threads = 2
+{more}
+[models.smollm2]
+engine = "local"
+name = "smollm2-135m-instruct"
+price = {{ machine_hour = 0.10 }}
+"""
+GUESSING = f'speculation = "{WAY}"\nngram_tokens = 3\ndraft_tokens = 12'
+
+
+def answered(*arguments: str) -> Any:
+    """The JSON that a command prints; ends the program if it prints none."""
+    done = trimtab(*arguments)
+    if not done.stdout:
+        sys.exit(done.returncode or 1)
+    return json.loads(done.stdout)
+
+
+def judged(work: Path) -> dict[str, Any]:
+    """The gate's verdict on n-grams."""
+    for name, more in (("plain", ""), (WAY, GUESSING)):
+        (work / f"{name}.toml").write_text(PLAIN.format(more=more))
+    command = ["gate", "small-model", "--reference", str(work / "plain.toml"), "--candidate", str(work / f"{WAY}.toml")]
+    (found,) = answered(*command, "--sequential", "--out", str(work / "runs"), "--json")
+    return found
+
+
+def main() -> int:
+    """Run it; the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="print the document instead of lines")
+    parser.add_argument("--out", type=Path, help="write it there, too")
+    options = parser.parse_args()
+    rows = answered("engine", "speculate-bench", "--json")["rows"]
+    with tempfile.TemporaryDirectory(prefix="trimtab-bench-") as folder:
+        verdict = judged(Path(folder))
+    (copied,) = (row for row in rows if (row["workload"], row["name"]) == ("copy", WAY))
+    chat = [row for row in rows if row["workload"] == "chat" and row["name"] != "none"]
+    targets = {
+        f"copies decode {FASTER:g} times as fast": copied["gain"] >= FASTER,
+        "refused on open questions": not any(row["pays"] for row in chat),
+        "passes the gate": verdict["verdict"]["ruling"] == "pass",
+    }
+    document = documented(rows, verdict=verdict, targets=targets)
+    if options.out:
+        options.out.write_text(json.dumps(document, indent=1) + "\n")
+    if options.json:
+        print(json.dumps(document, indent=1))
+        return int(not all(targets.values()))
+    for row in rows:
+        speed = f"{row['gain']:.2f} times as fast ({row['gain_low']:.2f} to {row['gain_high']:.2f})"
+        same = f"{row['identical']} of {row['prompts']} answers the same"
+        print(f"{row['workload']:5} {row['name']:10} {speed}, {row['accepted_per_step']:.2f} right a step, {same}")
+    print(f"gate: {verdict['verdict']['ruling']}; {verdict['verdict']['reason']}")
+    for one in verdict["verdict"]["strata"]:
+        print(f"  {one['stratum']:10} {one['ruling']:10} {one['items']:4} items: {one['reason']}")
+    for name, met in targets.items():
+        print(f"{name}: {'met' if met else 'MISSED'}")
+    return int(not all(targets.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
