@@ -309,7 +309,7 @@ async def test_the_page_shows_every_step(tmp_path):
     assert "needs a verdict" in text
     assert "Made &lt;up&gt;." in text
     assert "<script" not in text
-    assert "the baseline took, times as much as at first: p50 1.80, p99 1.67, cost 2.00" in text
+    assert "before the last step, in multiples of its first: p50 1.80, p99 1.67, cost 2.00; its row" in text
     keys = "name accepted reason ttft_p50_s ttft_p99_s e2e_p50_s e2e_p99_s tokens_per_call cost_per_request hit_rate"
     shown = msgspec.json.decode(msgspec.json.encode(ladder))["steps"][0]
     assert set(keys.split()) | {"quality", "quality_low"} <= set(shown)

@@ -62,7 +62,7 @@ def lines_below(found: Ladder) -> Iterator[str]:
         "and embeddings can tell; in the baseline's own row, its repeats against its first answer."
     )
     if found.again is not None:
-        yield f"Asked again before the last step, {_drifted(found.again)}; the baseline's row is of both times."
+        yield f"{_drifted(found.again)}; its row, and all that is compared with it, are of both runs."
     wrong = [step for step in found.steps if step.semantic_share]
     if wrong:
         last = wrong[-1]
@@ -82,7 +82,7 @@ def _drifted(again: Step) -> str:
     names = (("e2e_p50", "p50"), ("e2e_p99", "p99"), ("cost", "cost"))
     ratios = ((name, again.less[key].value) for key, name in names if key in again.less)
     said = ", ".join(f"{name} {1 / ratio:.2f}" for name, ratio in ratios if ratio)
-    return f"the baseline took, times as much as at first: {said}"
+    return f"The baseline's second run, before the last step, in multiples of its first: {said}"
 
 
 def render(found: Ladder) -> str:
