@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 import pytest
 
@@ -32,15 +33,17 @@ class Server:
         await self._server.wait_closed()
 
     async def _serve(self, reader, writer):
-        while head := (await reader.readuntil(b"\r\n\r\n") if not reader.at_eof() else b""):
-            is_health = head.startswith(b"GET /health")
-            if not is_health:
-                self.asked += 1
-                self.was_asked.set()
-            answer = self.health if is_health else self.chat
-            writer.write(answer)
-            if not answer:
-                break
+        with contextlib.suppress(asyncio.IncompleteReadError):  # the client is done
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                is_health = head.startswith(b"GET /health")
+                if not is_health:
+                    self.asked += 1
+                    self.was_asked.set()
+                answer = self.health if is_health else self.chat
+                writer.write(answer)
+                if not answer:
+                    break
         writer.close()
 
 
