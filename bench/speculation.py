@@ -53,17 +53,11 @@ def answered(*arguments: str) -> Any:
 
 def judged(work: Path) -> dict[str, Any]:
     """The gate's verdict on n-grams."""
-    for name, more in (("plain", ""), (WAY, GUESSING)):
-        (work / f"{name}.toml").write_text(PLAIN.format(more=more))
+    plain, guessing = work / "plain.toml", work / f"{WAY}.toml"
+    plain.write_text(PLAIN.format(more=""))
+    guessing.write_text(PLAIN.format(more=GUESSING))
     new_sample.write(work / "suite", "speculation", ITEMS)
-    command = [
-        "gate",
-        str(work / "suite"),
-        "--reference",
-        str(work / "plain.toml"),
-        "--candidate",
-        str(work / f"{WAY}.toml"),
-    ]
+    command = ["gate", str(work / "suite"), "--reference", str(plain), "--candidate", str(guessing)]
     (found,) = answered(*command, "--sequential", "--alpha", "0.025", "--out", str(work / "runs"), "--json")
     return found
 

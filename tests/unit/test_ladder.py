@@ -255,8 +255,13 @@ def speculation_row():
     return speculation.row("ngram", "w", [one], [one])
 
 
-COSTS = {"baseline": 1.0, "exact cache": 0.7, "prefix reuse": 0.9, "baseline again": 2.0}
-COSTS["without response caches"] = 1.0
+COSTS = {
+    "baseline": 1.0,
+    "exact cache": 0.7,
+    "prefix reuse": 0.9,
+    "baseline again": 2.0,
+    "without response caches": 1.0,
+}
 
 
 async def test_a_lever_that_does_not_pay_is_left_out_of_the_later_steps(tmp_path):

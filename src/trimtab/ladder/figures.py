@@ -56,7 +56,7 @@ def pooled(one: Run, other: Run) -> Run:
         fresh_tokens=one.fresh_tokens + other.fresh_tokens,
         cached_tokens=one.cached_tokens + other.cached_tokens,
         output_tokens=one.output_tokens + other.output_tokens,
-        cpu_s={name: one.cpu_s.get(name, 0.0) + other.cpu_s.get(name, 0.0) for name in {**one.cpu_s, **other.cpu_s}},
+        cpu_s={name: one.cpu_s.get(name, 0.0) + other.cpu_s.get(name, 0.0) for name in one.cpu_s | other.cpu_s},
         others_cpu=loads,
         pace=(one.pace + other.pace) / 2,
         took_s=one.took_s + other.took_s,
