@@ -142,11 +142,9 @@ class Climber:
         again = await self._run(setup.AGAIN, plain)
         self._again = self._step(again, first)
         both = figures.pooled(first, again)
-        compared = {setup.BASELINE: self._step(both, both)}
-        compared |= {name: self._step(run, both) for name, run in runs.items()}
         self._steps = [
-            msgspec.structs.replace(compared.get(step.name, step), accepted=step.accepted, reason=step.reason)
-            for step in self._steps
+            self._step(both, both),
+            *(figures.against(step, runs[step.name], both) if step.name in runs else step for step in self._steps[1:]),
         ]
         return both
 

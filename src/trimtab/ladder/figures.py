@@ -127,7 +127,7 @@ def step(run: Run, baseline: Run, workload: Workload, same: Same, *, seed: int =
     sources = _sources([timing for timing in whole if timing.cache == "semantic"], own, workload)
     shares = {kind: sum(timing.cache == kind for timing in whole) / requests for kind in _REUSED}
     prompt_tokens = run.fresh_tokens + run.cached_tokens
-    return Step(
+    found = Step(
         name=run.name,
         accepted=run is baseline,
         reason="what the others are compared with" if run is baseline else "",
@@ -155,11 +155,16 @@ def step(run: Run, baseline: Run, workload: Workload, same: Same, *, seed: int =
         quality_high=share_upper(alike, len(words), _LIMIT) if words else None,
         identical=sum(a == b for a, b in compared) / len(compared) if compared else None,
         different=sum(word is False for word in words) / len(words) if words else None,
-        less=_less(run, baseline, random.Random(seed)),
         others_cpu=run.others_cpu,
-        pace=run.pace / baseline.pace if baseline.pace else None,
         config=run.config,
     )
+    return against(found, run, baseline, seed=seed)
+
+
+def against(found: Step, run: Run, baseline: Run, *, seed: int = 0) -> Step:
+    """The step of that run with the two figures that compare it set against this baseline; all else stays."""
+    pace = run.pace / baseline.pace if baseline.pace else None
+    return msgspec.structs.replace(found, less=_less(run, baseline, random.Random(seed)), pace=pace)
 
 
 def longest(run: Run, workload: Workload) -> int:
