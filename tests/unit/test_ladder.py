@@ -187,22 +187,33 @@ def test_reused_answers_of_another_intent_are_counted():
     assert row.engine_e2e_p50_s == 1.0
 
 
+def judged(found, **more):
+    baseline = run()
+    return figures.ruled(step(found, baseline), found, step(baseline), baseline, **more)
+
+
 @pytest.mark.parametrize(
     ("e2e", "cost", "stays"),
     [(10.0, 0.8, True), (5.0, 1.0, True), (10.0, 1.0, False), (5.0, 1.2, False), (20.0, 0.9, False)],
 )
 def test_a_lever_stays_if_it_saves_or_hastens(e2e, cost, stays):
-    baseline = run()
-    ruled = figures.ruled(step(run("x", e2e=e2e, cost=cost), baseline), step(baseline))
+    ruled = judged(run("x", e2e=e2e, cost=cost))
     assert ruled.accepted == stays
     assert ruled.reason.startswith("does not pay") != stays
 
 
 def test_a_cache_that_answered_nothing_goes_whatever_it_seems_to_save():
-    baseline = run()
-    ruled = figures.ruled(step(run("x", cost=0.5), baseline), step(baseline), answers=True)
+    ruled = judged(run("x", cost=0.5), answers=True)
     assert (ruled.accepted, ruled.reason) == (False, "it answered nothing here")
-    assert figures.ruled(step(run("x", cost=0.5, cache="hit"), baseline), step(baseline), answers=True).accepted
+    assert judged(run("x", cost=0.5, cache="hit"), answers=True).accepted
+
+
+@pytest.mark.parametrize(("slow", "stays"), [(1, True), (3, False)])
+def test_a_lever_that_saves_goes_only_if_it_surely_slows(slow, stays):
+    one = run("x", cost=0.5)
+    late = tuple(msgspec.structs.replace(timing, total_s=99.0) for timing in one.timings[-slow:])
+    ruled = judged(msgspec.structs.replace(one, timings=(*one.timings[:-slow], *late)))
+    assert ruled.accepted == stays
 
 
 def test_a_context_has_to_hold_the_longest_prompt_and_answer():
@@ -211,11 +222,10 @@ def test_a_context_has_to_hold_the_longest_prompt_and_answer():
 
 
 def test_a_lever_that_loses_requests_goes():
-    baseline = run()
     broken = run("x", e2e=1.0, cost=0.1)
     first = msgspec.structs.replace(broken.timings[0], ok=False, error="cut")
     broken = msgspec.structs.replace(broken, timings=(first, *broken.timings[1:]))
-    ruled = figures.ruled(step(broken, baseline), step(baseline))
+    ruled = judged(broken)
     assert (ruled.accepted, ruled.reason) == (False, "1 requests were not answered")
 
 

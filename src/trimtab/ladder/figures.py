@@ -172,11 +172,13 @@ def longest(run: Run, workload: Workload) -> int:
     return max(one.input_tokens + int(workload.asked[one.group].fields["max_tokens"]) for one in run.timings)
 
 
-def ruled(found: Step, before: Step, verdict: str = "", *, answers: bool = False) -> Step:
+def ruled(found: Step, run: Run, before: Step, run_before: Run, verdict: str = "", *, answers: bool = False) -> Step:
     """The step with its ruling: a lever stays if it saves, or hastens at no more cost, against the step before.
 
-    `verdict` names the file that stands behind a lever that can change answers. One that `answers` requests itself, and
-    answered no more than were answered before, did nothing: what it seems to save is noise.
+    One that saves goes only if it surely slows requests, by the intervals of p50 and p99: of a hundred requests, p99
+    is what happened to one. `verdict` names the file that stands behind a lever that can change answers. One that
+    `answers` requests itself, and answered no more than were answered before, did nothing: what it seems to save is
+    noise.
     """
     if found.answered < found.requests:
         return msgspec.structs.replace(
@@ -192,7 +194,9 @@ def ruled(found: Step, before: Step, verdict: str = "", *, answers: bool = False
     said = ", ".join(f"{name} {ratio - 1:+.0%}" for name, ratio in changes)
     by = dict(changes)
     cost, times = by.get("cost", 1.0), [ratio for name, ratio in changes if name != "cost"]
-    saves = cost < _CHEAPER and max(times, default=1.0) < _SLOWER
+    against = _less(run, run_before, random.Random(0))
+    fastest = [against[key].high for key in ("e2e_p50", "e2e_p99")]  # that it may have made them
+    saves = cost < _CHEAPER and all(high is None or high > 1 / _SLOWER for high in fastest)
     hastens = cost <= 1 / _CHEAPER and min(times, default=1.0) < _FASTER and max(times, default=1.0) < 1 / _FASTER
     pays = saves or hastens
     said = (said if pays else f"does not pay here: {said}") + (f"; under {verdict}" if verdict else "")
