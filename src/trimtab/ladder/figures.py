@@ -194,8 +194,8 @@ def ruled(found: Step, run: Run, before: Step, run_before: Run, verdict: str = "
     said = ", ".join(f"{name} {ratio - 1:+.0%}" for name, ratio in changes)
     by = dict(changes)
     cost, times = by.get("cost", 1.0), [ratio for name, ratio in changes if name != "cost"]
-    against = _less(run, run_before, random.Random(0))
-    fastest = [against[key].high for key in ("e2e_p50", "e2e_p99")]  # that it may have made them
+    less = _less(run, run_before, random.Random(0))
+    fastest = [less[key].high for key in ("e2e_p50", "e2e_p99") if key in less]  # that it may have made them
     saves = cost < _CHEAPER and all(high is None or high > 1 / _SLOWER for high in fastest)
     hastens = cost <= 1 / _CHEAPER and min(times, default=1.0) < _FASTER and max(times, default=1.0) < 1 / _FASTER
     pays = saves or hastens
