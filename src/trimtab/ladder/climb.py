@@ -111,7 +111,7 @@ class Climber:
         )
         baseline = await self._run(setup.BASELINE, now)
         before = self._step(baseline, baseline)
-        self._steps, runs, run_before = [before], {}, baseline
+        self._steps, runs = [before], {setup.BASELINE: baseline}
         longest = figures.longest(baseline, self._workload)
         for rung in setup.RUNGS:
             tried = await self._tried(rung, now, longest)
@@ -122,11 +122,11 @@ class Climber:
             runs[rung] = await self._run(rung, tried)
             found = self._step(runs[rung], baseline)
             verdict, answers = setup.verdict_behind(rung, tried, self._terms), rung in (setup.EXACT, setup.SEMANTIC)
-            found = figures.ruled(found, runs[rung], before, run_before, verdict, answers=answers)
+            found = figures.ruled(found, runs[rung], before, runs[before.name], verdict, answers=answers)
             self._steps.append(found)
             self._view.say(f"{rung}: {found.reason}")
             if found.accepted:
-                now, before, run_before = tried, found, runs[rung]
+                now, before = tried, found
         both = await self._baseline_again(plain, baseline, runs)
         await self._without_caches(now, both)
 
