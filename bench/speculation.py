@@ -1,14 +1,14 @@
 """Does guessing tokens by n-grams pay, where should it be refused, and are the answers as good?
 
-    make bench-speculation                                        under fifteen minutes on two cores
+    make bench-speculation                                        some five minutes on two cores
     .venv/bin/python bench/speculation.py [--json] [--out FILE]
 
-Two commands on the embedded engine. `trimtab engine speculate-bench` decodes texts to be copied and open questions,
-plainly and with each kind of n-grams, in turn, and compares all answers with the plain ones. A step that checks several
-tokens sums in another order than one alone, so an answer may go on otherwise; whether it is then worse, `trimtab gate`
-rules on items like those of the suite `small-model`, the same engine with and without n-grams, eight requests at a
-time, stopped as soon as it is decided. The suite's own 300 items a stratum left one of six undecided, so these are
-others, up to 900, and may pass with half of alpha only.
+Two commands on the embedded model's Q8_0, the weights that the ladder ends with. `trimtab engine speculate-bench`
+decodes texts to be copied and open questions, plainly and with each kind of n-grams, in turn, and compares all answers
+with the plain ones. A step that checks several tokens sums in another order than one alone, so an answer may go on
+otherwise; whether it is then worse, `trimtab gate` rules on items like those of the suite `small-model`, the same
+engine with and without n-grams, eight requests at a time, stopped as soon as it is decided. The suite's own 300 items a
+stratum left one of six undecided, so these are others, up to 900, and may pass with half of alpha only.
 
 Exit code 1 if n-grams do not decode copies 1.5 times as fast, are not refused on open questions, or do not pass.
 """
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import new_sample
-from gate_quants import trimtab
+from gate_quants import MODEL, trimtab
 from quantization import documented
 
 FASTER = 1.5
@@ -34,13 +34,14 @@ PLAIN = """\
 kind = "llama_cpp"
 parallel = 8
 threads = 2
+model = "{weights.name}"
 {more}
 [models.smollm2]
 engine = "local"
-name = "smollm2-135m-instruct"
+name = "{weights.stem}"
 price = {{ machine_hour = 0.10 }}
 """
-GUESSING = f'speculation = "{WAY}"\nngram_tokens = 3\ndraft_tokens = 12'
+GUESSING = f'speculation = "{WAY}"\nngram_tokens = 3\ndraft_tokens = 9'
 
 
 def answered(*arguments: str) -> Any:
@@ -51,11 +52,11 @@ def answered(*arguments: str) -> Any:
     return json.loads(done.stdout)
 
 
-def judged(work: Path) -> dict[str, Any]:
+def judged(work: Path, weights: Path) -> dict[str, Any]:
     """The gate's verdict on n-grams."""
     plain, guessing = work / "plain.toml", work / f"{WAY}.toml"
-    plain.write_text(PLAIN.format(more=""))
-    guessing.write_text(PLAIN.format(more=GUESSING))
+    plain.write_text(PLAIN.format(weights=weights, more=""))
+    guessing.write_text(PLAIN.format(weights=weights, more=GUESSING))
     new_sample.write(work / "suite", "speculation", ITEMS)
     command = ["gate", str(work / "suite"), "--reference", str(plain), "--candidate", str(guessing)]
     (found,) = answered(*command, "--sequential", "--alpha", "0.025", "--out", str(work / "runs"), "--json")
@@ -68,9 +69,12 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="print the document instead of lines")
     parser.add_argument("--out", type=Path, help="write it there, too")
     options = parser.parse_args()
-    rows = answered("engine", "speculate-bench", "--json")["rows"]
     with tempfile.TemporaryDirectory(prefix="trimtab-bench-") as folder:
-        verdict = judged(Path(folder))
+        work = Path(folder)
+        (file,) = answered("engine", "quantize", MODEL, "--to", "Q8_0", "--out", folder, "--json")["files"]
+        weights = Path(file["path"])
+        rows = answered("engine", "speculate-bench", "--model", str(weights), "--json")["rows"]
+        verdict = judged(work, weights)
     (copied,) = (row for row in rows if (row["workload"], row["name"]) == ("copy", WAY))
     chat = [row for row in rows if row["workload"] == "chat" and row["name"] != "none"]
     targets = {

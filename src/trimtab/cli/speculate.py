@@ -50,7 +50,7 @@ class _Running(NamedTuple):
 )
 @click.option("--max-tokens", type=click.IntRange(8, 4096), default=120, show_default=True, help="Of an answer.")
 @click.option("--ngram-tokens", type=click.IntRange(1, 64), default=3, show_default=True, help="That must occur again.")
-@click.option("--draft-tokens", type=click.IntRange(1, 64), default=12, show_default=True, help="Drafted at once.")
+@click.option("--draft-tokens", type=click.IntRange(1, 64), default=9, show_default=True, help="Drafted at once.")
 @click.option("--threads", type=click.IntRange(1, 512), default=2, show_default=True, help="Of the engine.")
 @click.option("--seed", type=int, default=1, show_default=True, help="Of the shipped prompts, and of resamples.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")

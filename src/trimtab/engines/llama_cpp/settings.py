@@ -40,7 +40,8 @@ class Config(msgspec.Struct, frozen=True):
     prefix_cache: bool = True  # a slot keeps what it has read, for the next prompt that begins alike
     speculation: Speculation = "none"  # the next tokens are drafted from the text so far, or by a smaller model
     ngram_tokens: Drafted = 3  # that have to occur again before a draft follows them
-    draft_tokens: Drafted = 12  # drafted at once, at most
+    # At most, at once. With the token before them an even number, by which the library multiplies Q8_0 fastest.
+    draft_tokens: Drafted = 9
     draft_model: str = ""  # the path of a .gguf file with the same vocabulary
     provider: str = ""  # genai-prices provider id; a model of our own has none
 
