@@ -41,7 +41,7 @@ engine = "local"
 name = "{weights.stem}"
 price = {{ machine_hour = 0.10 }}
 """
-GUESSING = f'speculation = "{WAY}"\nngram_tokens = 3\ndraft_tokens = 9'
+GUESSING = f'speculation = "{WAY}"'  # by the engine's own defaults
 
 
 def answered(*arguments: str) -> Any:

@@ -5,8 +5,11 @@ import pytest
 from click.testing import CliRunner
 
 from trimtab.cli import main
+from trimtab.cli.speculate import speculate_bench
 from trimtab.config import load
+from trimtab.engines.llama_cpp import Config
 from trimtab.errors import BadRequest, ConfigError
+from trimtab.ladder.setup import Terms
 from trimtab.measure import speculation
 from trimtab.measure.speculation import Sample, best, row
 
@@ -94,3 +97,10 @@ def test_mistakes_in_the_settings(tmp_path, settings, said):
     with pytest.raises(ConfigError) as caught:
         load(tmp_path / "trimtab.toml", {"HOME": str(tmp_path)})
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["ngram_tokens", "draft_tokens"])
+def test_the_trial_and_the_ladder_guess_as_the_engine_does_by_default(key):
+    own = getattr(Config(), key)
+    (option,) = (one for one in speculate_bench.params if one.name == key)
+    assert (option.default, getattr(Terms("support", 1, 1, {}, "m"), key)) == (own, own)
