@@ -23,6 +23,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import new_sample
+from trimtab.wheels import unwound_by_sigterm
 
 MODEL = "smollm2-135m-instruct"
 EXPECTED = {"Q4_0": {"fail"}, "Q2_K": {"fail"}, "Q8_0": {"pass", "undecided"}}
@@ -41,7 +42,8 @@ price = {{ machine_hour = 0.10 }}
 def trimtab(*arguments: str, capture: bool = True) -> subprocess.CompletedProcess[str]:
     """The command beside this Python; its progress is shown."""
     command = [str(Path(sys.executable).with_name("trimtab")), *arguments]
-    return subprocess.run(command, stdout=subprocess.PIPE if capture else None, text=True, check=False)
+    with unwound_by_sigterm():  # it does not go on without its starter
+        return subprocess.run(command, stdout=subprocess.PIPE if capture else None, text=True, check=False)
 
 
 def configurations(folder: Path, quants: list[str], threads: int) -> dict[str, Path]:

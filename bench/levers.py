@@ -20,6 +20,7 @@ import re
 import subprocess
 import sys
 from datetime import UTC, datetime
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,11 @@ from trimtab.wheels import cache_dir, unwound_by_sigterm
 
 HERE = Path(__file__).resolve().parent
 TRIMTAB = Path(sys.executable).with_name("trimtab")
-VERDICTS = {
-    "quantization": "gate-q8_0-new-sample-2026-11-22.json",
-    "semantic cache": "gate-semantic-085-support-2026-11-22.json",
-    "semantic cache and quantization": "gate-q8_0-semantic-085-support-2026-11-22.json",
+VERDICTS: dict[str, tuple[str, tuple[str | int, ...]]] = {  # by lever: a file, and where in it
+    "quantization": ("gate-q8_0-new-sample-2026-11-22.json", ("verdicts", 0)),
+    "semantic cache": ("gate-semantic-085-support-2026-11-22.json", ()),
+    "semantic cache and quantization": ("gate-q8_0-semantic-085-support-2026-11-22.json", ()),
+    "speculation": ("speculation-2026-11-23.json", ("verdicts", "ngram_mod")),
 }
 OF_SUPPORT = "semantic cache"  # verdicts on it are of a suite of support questions
 LAST, WITHOUT = -2, -1  # of the accepted steps
@@ -47,9 +49,9 @@ TARGETS = (
 
 def verdict(lever: str, folder: Path) -> Path:
     """A file as `trimtab gate` wrote it; a result that holds several things has it inside."""
-    held = json.loads((HERE / "results" / VERDICTS[lever]).read_text())
+    name, where = VERDICTS[lever]
     file = folder / f"verdict-{lever.replace(' ', '-')}.json"
-    text = json.dumps(held["verdicts"][0] if "verdicts" in held else held)
+    text = json.dumps(reduce(lambda held, key: held[key], where, json.loads((HERE / "results" / name).read_text())))
     if not file.exists() or file.read_text() != text:
         file.write_text(text)
     return file

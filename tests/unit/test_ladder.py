@@ -92,12 +92,25 @@ def test_each_setup_is_a_configuration_that_serves(tmp_path):
     [
         (setup.SEMANTIC, "needs a verdict"),
         (setup.QUANTIZATION, "needs a verdict"),
-        (setup.SPECULATION, "needs a verdict"),
         (setup.ROUTING, "not configured"),
     ],
 )
 def test_what_can_change_answers_is_not_tried_without_a_verdict(rung, said, tmp_path):
     assert said in setup.with_rung(rung, setup.baseline(TERMS), TERMS, tmp_path, 300)
+
+
+def test_a_way_to_speculate_is_tried_under_a_verdict_on_this_way(tmp_path):
+    terms = under_a_verdict_on("ngram_mod", tmp_path)
+    tried = setup.speculating("ngram_mod", setup.baseline(terms), terms)
+    assert tried.engine["speculation"] == "ngram_mod"
+    assert 'is not about speculation = "ngram"' in setup.speculating("ngram", setup.baseline(terms), terms)
+    assert "needs a verdict" in setup.speculating("ngram", setup.baseline(TERMS), TERMS)
+
+
+def under_a_verdict_on(way, folder):
+    file = folder / "verdict.json"
+    file.write_bytes(msgspec.json.encode(a_verdict(candidate=f'speculation = "{way}"')))
+    return msgspec.structs.replace(TERMS, verdicts=setup.read_verdicts((f"speculation={file}",)))
 
 
 def a_verdict(ruling="pass", candidate="m-Q8_0.gguf"):
@@ -254,15 +267,18 @@ class Climber(climb.Climber):
         self.measured.append(name)
         return run(name, cost=cost, e2e=10 * cost, config=config, cache="hit" if chosen.exact else "miss")
 
-    async def _speculation(self, now):
-        return speculation_row()
+    async def _trial(self, now, ways, calls, about):
+        return tuple(on_trial(way, about, len(calls)) for way in ways)
 
 
-def speculation_row():
+def on_trial(way, about, prompts):
+    """On so many requests; where some come again, the table that all share guesses half of the tokens."""
     from trimtab.measure import speculation
 
-    one = speculation.Sample(0, "x", 0.1, 1.0, 10, 5, 0, None)
-    return speculation.row("ngram", "w", [one], [one])
+    plain = [speculation.Sample(n, "x", 0.1, 1.0, 10, 5, 0, None) for n in range(prompts)]
+    guessed = [msgspec.structs.replace(one, decode_s=0.5, accepted=5) for one in plain]
+    pays = way == "ngram_mod" and setup.WITHOUT_CACHES in about
+    return speculation.row(way, about, plain, guessed if pays else plain)
 
 
 COSTS = {
@@ -283,7 +299,18 @@ async def test_a_lever_that_does_not_pay_is_left_out_of_the_later_steps(tmp_path
     assert [row.name for row in found.steps if row.accepted] == ["baseline", "exact cache", "without response caches"]
     assert "does not pay" in rows["prefix reuse"].reason
     assert "prefix_cache = false" in rows["without response caches"].config
-    assert rows["speculation"].reason.startswith("refused: 0.00 drafted tokens")
+    assert rows["speculation"].reason.startswith("ngram refused: 0.00 drafted tokens")
+    assert "speculation" not in rows["without response caches"].config, "it has no verdict"
+
+
+async def test_without_caches_repeats_come_to_the_engine_and_may_be_guessed(tmp_path):
+    climber = Climber(tmp_path, COSTS, under_a_verdict_on("ngram_mod", tmp_path))
+    await climber.climb()
+    found = climber.found()
+    last = found.steps[-1]
+    assert 'speculation = "ngram_mod"' in last.config
+    assert last.reason.endswith("and speculation: decodes 2.00 times as fast; under verdict.json")
+    assert [(one.name, one.prompts) for one in found.speculation] == [("ngram", 4), ("ngram_mod", 4), ("ngram_mod", 6)]
 
 
 async def test_every_step_is_compared_with_both_runs_of_the_baseline_and_ruled_on_when_it_was_taken(tmp_path):

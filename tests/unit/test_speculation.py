@@ -5,11 +5,8 @@ import pytest
 from click.testing import CliRunner
 
 from trimtab.cli import main
-from trimtab.cli.speculate import speculate_bench
 from trimtab.config import load
-from trimtab.engines.llama_cpp import Config
 from trimtab.errors import BadRequest, ConfigError
-from trimtab.ladder.setup import Terms
 from trimtab.measure import speculation
 from trimtab.measure.speculation import Sample, best, row
 
@@ -47,6 +44,12 @@ def test_a_gain_that_noise_may_explain_is_none():
     assert not row("ngram", "copy", samples(0.010), tried).pays
 
 
+def test_answers_for_which_nothing_was_drafted_say_nothing_of_drafts():
+    tried = [*samples(0.004, 80, count=4), *samples(0.01, count=12)]
+    found = row("ngram_mod", "repeats", samples(0.010, count=16), tried)
+    assert found.accepted_per_step == 4.0
+
+
 def test_other_texts_are_counted_with_where_they_part():
     found = row("ngram", "copy", samples(0.01, text="abcd"), samples(0.005, 80, text="abXd"))
     assert (found.identical, found.differ_at) == (0, (2,) * 8)
@@ -58,6 +61,12 @@ def test_prompts_are_the_same_for_a_seed_and_never_twice():
         asked = speculation.prompts(workload, 12, 1)
         assert asked == speculation.prompts(workload, 12, 1) != speculation.prompts(workload, 12, 2)
         assert len(set(asked)) == 12
+
+
+def test_repeats_are_asked_twice_and_not_before():
+    asked = speculation.prompts("repeats", 10, 1)
+    assert asked[:5] == asked[5:] and len(set(asked)) == 5
+    assert not set(asked) & set(speculation.prompts("chat", 10, 1))
 
 
 def test_prompts_of_a_file(tmp_path):
@@ -97,10 +106,3 @@ def test_mistakes_in_the_settings(tmp_path, settings, said):
     with pytest.raises(ConfigError) as caught:
         load(tmp_path / "trimtab.toml", {"HOME": str(tmp_path)})
     assert said in str(caught.value)
-
-
-@pytest.mark.parametrize("key", ["ngram_tokens", "draft_tokens"])
-def test_the_trial_and_the_ladder_guess_as_the_engine_does_by_default(key):
-    own = getattr(Config(), key)
-    (option,) = (one for one in speculate_bench.params if one.name == key)
-    assert (option.default, getattr(Terms("support", 1, 1, {}, "m"), key)) == (own, own)

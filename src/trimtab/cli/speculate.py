@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _READY_S: Final = 300.0
 _ANSWER_S: Final = 600.0
 _ANSWER_BYTES: Final = 16 << 20
-_SHIPPED: Final = ("copy", "chat")
+_SHIPPED: Final = ("copy", "chat", "repeats")
 _NGRAMS: Final = ("ngram", "ngram_map", "ngram_mod")
 _MODEL: Final = "m"  # as requests call it
 
@@ -44,13 +44,14 @@ class _Running(NamedTuple):
 @click.option("--draft-model", type=click.Path(path_type=Path, exists=True, dir_okay=False),
               help="A smaller .gguf file with the same vocabulary: is tried as well.")  # fmt: skip
 @click.option("--workload", "workloads", multiple=True, default=_SHIPPED, show_default=True,
-              help='copy (texts to repeat), chat (open questions), or a file of {"prompt": ...} lines.')  # fmt: skip
+              help='copy (texts), chat (open), repeats (asked twice), or a file of {"prompt": ...} lines.')  # fmt: skip
 @click.option(
     "--prompts", "count", type=click.IntRange(2, 200), default=10, show_default=True, help="Of each workload."
 )
 @click.option("--max-tokens", type=click.IntRange(8, 4096), default=120, show_default=True, help="Of an answer.")
-@click.option("--ngram-tokens", type=click.IntRange(1, 64), default=3, show_default=True, help="That must occur again.")
-@click.option("--draft-tokens", type=click.IntRange(1, 64), default=9, show_default=True, help="Drafted at once.")
+@click.option("--ngram-tokens", type=click.IntRange(1, 64),
+              help="That must occur again.  [default: the engine's: 3, of ngram_mod 16]")  # fmt: skip
+@click.option("--draft-tokens", type=click.IntRange(1, 64), help="Drafted at once.  [default: the engine's: 9]")
 @click.option("--threads", type=click.IntRange(1, 512), default=2, show_default=True, help="Of the engine.")
 @click.option("--seed", type=int, default=1, show_default=True, help="Of the shipped prompts, and of resamples.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -107,7 +108,7 @@ async def _bench(folder: Path, options: dict[str, Any]) -> list[Row]:
 
 
 def _ways(options: dict[str, Any]) -> list[_Way]:
-    drafted = f"ngram_tokens = {options['ngram_tokens']}\ndraft_tokens = {options['draft_tokens']}\n"
+    drafted = "".join(f"{name} = {options[name]}\n" for name in ("ngram_tokens", "draft_tokens") if options[name])
     ways = [_Way("none", "")]
     ways += [_Way(name, f'speculation = "{name}"\n{drafted}') for name in _NGRAMS]
     if options["draft_model"] is not None:
@@ -123,7 +124,7 @@ def _prompts(workload: str, options: dict[str, Any]) -> list[str]:
         return speculation.prompts(workload, options["count"], options["seed"])
     path = Path(workload)
     if not path.is_file():
-        raise BadRequest(f"no such workload {workload!r}: copy, chat, or a file", param="workload")
+        raise BadRequest(f"no such workload {workload!r}: copy, chat, repeats, or a file", param="workload")
     return speculation.read_prompts(path)[: options["count"]]
 
 

@@ -6,6 +6,7 @@ What was measured is kept in a folder as it comes, so that a run that was broken
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -63,7 +64,7 @@ class Found(msgspec.Struct, frozen=True):
     rate_per_s: float
     steps: tuple[Step, ...]
     finished: bool
-    speculation: speculation.Row | None = None
+    speculation: tuple[speculation.Row, ...] = ()  # each way that was tried, beside none
     again: Step | None = None  # the baseline's second run, beside its first
 
 
@@ -74,7 +75,7 @@ class Climber:
         """Raises BadRequest if the folder holds a ladder of other terms."""
         self._terms, self._workload, self._folder, self._same, self._view = terms, workload, folder, same, view
         self._capacity: Capacity | None = None
-        self._trial: speculation.Row | None = None
+        self._trials: list[speculation.Row] = []
         self._steps: list[Step] = []
         self._again: Step | None = None
         folder.mkdir(parents=True, exist_ok=True)
@@ -95,7 +96,7 @@ class Climber:
         """What is known so far."""
         capacity = self._capacity.per_s if self._capacity else 0.0
         finished = bool(self._steps) and self._steps[-1].name == setup.WITHOUT_CACHES
-        return Found(capacity, self._rate_per_s, tuple(self._steps), finished, self._trial, self._again)
+        return Found(capacity, self._rate_per_s, tuple(self._steps), finished, tuple(self._trials), self._again)
 
     @property
     def _rate_per_s(self) -> float:
@@ -150,15 +151,25 @@ class Climber:
 
     async def _without_caches(self, now: Setup, baseline: Run) -> None:
         """Beside the ladder: nobody may say that only stored answers did it."""
-        found = self._step(await self._run(setup.WITHOUT_CACHES, setup.without_caches(now)), baseline)
         reason = "all accepted levers but stored answers"
+        bare = setup.without_caches(now)
+        if bare != now and self._shared and "speculation" not in bare.engine:
+            # What caches answered comes to the engine again, and what it said to it before can be guessed.
+            calls = self._workload.calls(setup.MODEL, 1.0)
+            about = f"{self._workload.name} {setup.WITHOUT_CACHES}"
+            tried = await self._speculation(bare, self._shared, calls, about)
+            if isinstance(tried, str):
+                self._view.say(f"{setup.WITHOUT_CACHES}, speculation: {tried}")
+            else:
+                verdict = setup.verdict_behind(setup.SPECULATION, tried, self._terms)
+                bare, reason = tried, f"{reason}, and speculation: {self._trials[-1].reason}; under {verdict}"
+        found = self._step(await self._run(setup.WITHOUT_CACHES, bare), baseline)
         self._steps.append(msgspec.structs.replace(found, accepted=True, reason=reason))
 
     async def _tried(self, rung: str, now: Setup, longest: int) -> Setup | str:
         if rung == setup.SPECULATION:
-            self._trial = await self._speculation(now)
-            if not self._trial.pays:
-                return self._trial.reason
+            ways = (*setup.ALONE, *self._shared)
+            return await self._speculation(now, ways, self._different(_TRIED), self._workload.name)
         return setup.with_rung(rung, now, self._terms, self._folder, longest)
 
     async def _measure_capacity(self, baseline: Setup) -> Capacity:
@@ -236,32 +247,50 @@ class Climber:
             if bad := [said for status, said in replies if status != 200]:
                 raise GatewayFailed(f"a warm-up request failed: {bad[0][:300].decode(errors='replace')}")
 
-    async def _speculation(self, now: Setup) -> speculation.Row:
-        """Whether guessing pays on these prompts, each asked with and without, in turn."""
-        file = self._folder / "speculation.json"
+    @property
+    def _shared(self) -> tuple[str, ...]:
+        return setup.SHARED[self._terms.engine["kind"]]
+
+    async def _speculation(self, now: Setup, ways: Sequence[str], calls: Sequence[Call], about: str) -> Setup | str:
+        """With the way to guess tokens that pays most on these requests, or why none does."""
+        rows = await self._trial(now, ways, calls, about)
+        self._trials += rows
+        best = speculation.best(rows)
+        if best == speculation.BASELINE:
+            return "; ".join(f"{row.name} {row.reason}" for row in rows)
+        return setup.speculating(best, now, self._terms)
+
+    async def _trial(
+        self, now: Setup, ways: Sequence[str], calls: Sequence[Call], about: str
+    ) -> tuple[speculation.Row, ...]:
+        file = self._folder / f"speculation-{about.replace(' ', '-')}.json"
         key = now.toml()
         if file.exists():
             kept = msgspec.json.decode(file.read_bytes(), type=_Trial)
             if kept.config == key:
-                return kept.row
+                return kept.rows
         plain = msgspec.structs.replace(setup.without_caches(now), engine={**now.engine, "parallel": 1})
-        guessing = msgspec.structs.replace(plain, engine={**plain.engine, **setup.drafted(self._terms)})
-        calls = self._different(_TRIED)
-        samples: tuple[list[speculation.Sample], ...] = ([], [])
-        folder = self._folder / "gateway"
-        async with _Served(folder / "plain", plain) as one, _Served(folder / "guessing", guessing) as other:
-            with self._view.bar("does speculation pay here?", 2 * len(calls)) as tick:
+        tried = {speculation.BASELINE: plain, **{way: setup.drafting(way, plain) for way in ways}}
+        samples: dict[str, list[speculation.Sample]] = {way: [] for way in tried}
+        async with contextlib.AsyncExitStack() as stack:
+            running = [
+                (way, await stack.enter_async_context(_Served(self._folder / "gateway" / way, one)))
+                for way, one in tried.items()
+            ]
+            with self._view.bar(f"does speculation pay? ({about})", len(running) * len(calls)) as tick:
                 for number, call in enumerate(calls):
-                    for n in (number % 2, 1 - number % 2):  # each comes first as often
-                        samples[n].append(await _clocked((one, other)[n], number, call))
+                    first = number % len(running)  # each comes first as often
+                    for way, served in (*running[first:], *running[:first]):
+                        samples[way].append(await _clocked(served, number, call))
                         tick()
-        row = speculation.row("ngram", self._workload.name, samples[0], samples[1], seed=self._terms.seed)
-        return _kept(file, _Trial(key, row)).row
+        plainly = samples.pop(speculation.BASELINE)
+        rows = (speculation.row(way, about, plainly, said, seed=self._terms.seed) for way, said in samples.items())
+        return _kept(file, _Trial(key, tuple(rows))).rows
 
 
 class _Trial(msgspec.Struct, frozen=True):
     config: str
-    row: speculation.Row
+    rows: tuple[speculation.Row, ...]
 
 
 class _Running(NamedTuple):

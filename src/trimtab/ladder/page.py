@@ -39,7 +39,7 @@ class Ladder(msgspec.Struct, frozen=True):
     rate_per_s: float
     finished: bool
     steps: tuple[Step, ...]
-    speculation: Row | None = None
+    speculation: tuple[Row, ...] = ()  # on trial, on the workload and on it without response caches
     again: Step | None = None  # the baseline's second run, compared with its first
 
 

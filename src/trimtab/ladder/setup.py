@@ -31,6 +31,8 @@ EXACT, SEMANTIC, PREFIX, QUANTIZATION, SPECULATION, ROUTING = RUNGS = (
 AGAIN: Final = "baseline again"
 WITHOUT_CACHES: Final = "without response caches"
 BOTH: Final = f"{SEMANTIC} and {QUANTIZATION}"
+ALONE: Final = ("ngram",)  # ways to speculate that know one text; the other: all that the engine has said
+SHARED: Final[Mapping[str, tuple[str, ...]]] = {"llama_cpp": ("ngram_mod",), "vllm": ()}  # by engine
 _WARMED: Final = 2
 _STEP: Final = 256  # llama.cpp rounds a context up to such steps
 _GATED: Final = (SEMANTIC, QUANTIZATION, BOTH, SPECULATION)  # they can change answers
@@ -46,8 +48,6 @@ class Terms(msgspec.Struct, frozen=True):
     model: str  # the weights of the baseline
     quantized: str = ""  # the weights of the quantization rung; "" where there are none
     verdicts: dict[str, str] = {}  # by rung: the file of `trimtab gate` that stands behind it
-    ngram_tokens: int = 3
-    draft_tokens: int = 9
     one_slot: bool = False  # from prefix reuse on, the engine has one: all requests begin alike
     utilization: float = 0.7  # arrivals as a share of the baseline's capacity
     machine_hour_usd: float = 0.10
@@ -108,12 +108,19 @@ def with_rung(rung: str, setup: Setup, terms: Terms, folder: Path, longest: int)
         return _semantic(setup, terms, folder)
     if rung == QUANTIZATION:
         return _quantized(setup, terms, folder)
-    if rung == SPECULATION:
-        tried = change(setup, engine={**setup.engine, **drafted(terms)})
-        return _objection(rung, terms, (), ('speculation = "ngram"',)) or tried
     if not terms.routing:
         return "not configured: --routing FILE names further models and [levers.route]"
     return change(setup, more=terms.routing)
+
+
+def speculating(way: str, setup: Setup, terms: Terms) -> Setup | str:
+    """The setup with an engine that guesses tokens in this way, or why it may not be tried."""
+    return _objection(SPECULATION, terms, (), (f'speculation = "{way}"',)) or drafting(way, setup)
+
+
+def drafting(way: str, setup: Setup) -> Setup:
+    """The same, unjudged: to see whether it pays."""
+    return msgspec.structs.replace(setup, engine={**setup.engine, "speculation": way})
 
 
 def without_caches(setup: Setup) -> Setup:
@@ -145,11 +152,6 @@ def _under(verdict: str, setup: Setup, folder: Path) -> Setup | str:
     file.write_text(tried.toml(), encoding="utf-8")
     why_not = Verdicts(load(file, os.environ), "semantic_cache").why_not(Scope("default"), MODEL)
     return f"{Path(verdict).name}: {why_not}" if why_not else tried
-
-
-def drafted(terms: Terms) -> dict[str, Any]:
-    """What speculation adds to the engine's table."""
-    return {"speculation": "ngram", "ngram_tokens": terms.ngram_tokens, "draft_tokens": terms.draft_tokens}
 
 
 def _quantized(setup: Setup, terms: Terms, folder: Path) -> Setup | str:

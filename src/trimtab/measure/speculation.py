@@ -50,7 +50,7 @@ class Row(msgspec.Struct, frozen=True):
     prompts: int
     ttft_p50_s: float | None
     tpot_p50_s: float | None
-    accepted_per_step: float
+    accepted_per_step: float  # in the answers for which anything was drafted: the others cost nothing
     acceptance: float | None  # of drafted tokens
     gain: float
     gain_low: float
@@ -63,8 +63,12 @@ class Row(msgspec.Struct, frozen=True):
 
 
 def prompts(workload: str, count: int, seed: int) -> list[str]:
-    """Of a shipped workload: "copy", texts to be written out again, or "chat", open questions with nothing to copy."""
+    """Of a shipped workload: texts to "copy", open questions as in a "chat", or "repeats", such that come twice."""
     rng = random.Random(f"{workload}/{seed}")
+    if workload == "repeats":
+        # From the end: what was asked as "chat" before would be no first time.
+        once = prompts("chat", len(_ASKS) * len(_ABOUT), seed)[: -1 - (count + 1) // 2 : -1]
+        return [*once, *once][:count]
     if workload == "chat":
         chosen = [f"{ask} {about}." for ask in _ASKS for about in _ABOUT]
         rng.shuffle(chosen)
@@ -114,7 +118,7 @@ def row(name: str, workload: str, plain: Sequence[Sample], tried: Sequence[Sampl
     """Compare two engines' answers to the same prompts, in the same order."""
     gains = [math.log(one.tpot_s / other.tpot_s) for one, other in zip(plain, tried, strict=True)]
     gain, low, high = _mean_interval(gains, seed)
-    steps = sum(one.tokens - one.accepted for one in tried)
+    steps = sum(one.tokens - one.accepted for one in tried if one.drafted)
     accepted = sum(one.accepted for one in tried)
     drafted = sum(one.drafted for one in tried)
     parted = [_parts_at(one.text, other.text) for one, other in zip(plain, tried, strict=True)]

@@ -66,7 +66,7 @@ def _speculate(xllamacpp: Any, speculative: Any, config: Config) -> None:
     if config.speculation == "none":
         return
     kinds = xllamacpp.common_speculative_type
-    n, m = config.ngram_tokens, config.draft_tokens
+    n, m = config.ngram_tokens or (16 if config.speculation == "ngram_mod" else 3), config.draft_tokens
     if config.speculation == "draft":
         speculative.types = [kinds.COMMON_SPECULATIVE_TYPE_DRAFT_SIMPLE]
         speculative.draft.mparams.path = config.draft_model

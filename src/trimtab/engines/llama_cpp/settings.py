@@ -39,7 +39,9 @@ class Config(msgspec.Struct, frozen=True):
     threads: Threads = 2
     prefix_cache: bool = True  # a slot keeps what it has read, for the next prompt that begins alike
     speculation: Speculation = "none"  # the next tokens are drafted from the text so far, or by a smaller model
-    ngram_tokens: Drafted = 3  # that have to occur again before a draft follows them
+    # That have to occur again before a draft follows them: 3, and 16 with "ngram_mod", whose table holds all requests'
+    # texts. Fewer occur in many that go on otherwise, and after some bad drafts the library empties the table.
+    ngram_tokens: Drafted | None = None
     # At most, at once. With the token before them an even number, by which the library multiplies Q8_0 fastest.
     draft_tokens: Drafted = 9
     draft_model: str = ""  # the path of a .gguf file with the same vocabulary
