@@ -41,7 +41,7 @@ _INTERRUPTED: Final = 130
 @click.option("--gpu-memory", type=click.FloatRange(0, 1, min_open=True),
               help="Of --engine vllm: its share of the card, or of the CPU's memory.  [default: its own]")  # fmt: skip
 @click.option("--verdict", "verdicts", multiple=True, metavar="LEVER=FILE",
-              help='A verdict of `trimtab gate`: of "semantic cache", quantization, speculation. Repeatable.')  # fmt: skip
+              help='Of `trimtab gate`, on "semantic cache", quantization, speculation. Repeatable.')  # fmt: skip
 @click.option("--routing", type=click.Path(path_type=Path, exists=True, dir_okay=False),
               help="TOML that the last step adds: [models.*] and [levers.route].")  # fmt: skip
 @click.option("--parallel", type=click.IntRange(1, 64), default=8, show_default=True, help="Requests at once, at most.")
