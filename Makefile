@@ -57,7 +57,7 @@ bench-replay: $(VENV)/.dev ## is `trimtab replay` right, and how much load can i
 bench-replay-referee: $(VENV)/.dev ## do `trimtab replay` and aiperf say the same of one server (four minutes)
 	@$(BIN)/python bench/referee.py
 
-bench-speculation: $(VENV)/.dev ## guessing tokens by n-grams: where it pays, where it is refused, what the gate says (five minutes)
+bench-speculation: $(VENV)/.dev ## guessing tokens by n-grams: where it pays, where it is refused, what the gate says (a quarter of an hour)
 	@$(BIN)/python bench/speculation.py
 
 bench-quantization: $(VENV)/.dev ## the embedded model in several types: sizes, and how often they agree with its F16 (three minutes)

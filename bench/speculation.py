@@ -1,6 +1,6 @@
 """Does guessing tokens by n-grams pay, where should it be refused, and are the answers as good?
 
-    make bench-speculation                                        some five minutes on two cores
+    make bench-speculation                                        a quarter of an hour on two cores
     .venv/bin/python bench/speculation.py [--json] [--out FILE]
 
 Two commands on the embedded model's Q8_0, the weights that the ladder ends with. `trimtab engine speculate-bench`
