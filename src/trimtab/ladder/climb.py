@@ -33,7 +33,6 @@ _READY_S: Final = 600.0  # the first start fetches weights
 _MODELS_S: Final = 180.0  # the semantic cache's
 _ANSWER_S: Final = 600.0
 _ANSWER_BYTES: Final = 16 << 20
-_PROBES: Final = 48
 _TRIED: Final = 12  # prompts, each asked with and without speculation
 _WARM_UP, _ASKED = "ladder-warm-up", "ladder"
 _T = TypeVar("_T")
@@ -180,7 +179,7 @@ class Climber:
             self._view.say("measuring what the baseline's engine can do")
             per_s, timings = await saturate(
                 served.origin,
-                self._different(_PROBES),
+                self._workload.calls(setup.MODEL, 1.0),
                 _head(_WARM_UP),
                 concurrency=baseline.engine.get("parallel", 8),
                 at_most_s=_ANSWER_S,
