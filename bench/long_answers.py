@@ -11,12 +11,12 @@ import random
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 
 import make_suites
-from suites.small_model import distinct
+from suites.small_model import Row, distinct, row
 from suites.words import CITIES, NAMES, REGULAR_NOUNS, THINGS, plural
 
 ITEMS: Final = 900
@@ -36,29 +36,29 @@ def _grouped(words: list[str], size: int, between: str) -> list[str]:
     return [between.join(words[at : at + size]) for at in range(0, len(words), size)]
 
 
-def _copy(dice: random.Random) -> Pair:
+def _copy(dice: random.Random, _: int) -> Pair:
     words = dice.sample(THINGS, 16)
     return " ".join(words), _grouped(words, 4, " ")
 
 
-def _commas(dice: random.Random) -> Pair:
+def _commas(dice: random.Random, _: int) -> Pair:
     words = dice.sample(THINGS, 12)
     return " ".join(words), _grouped(words, 3, ", ")
 
 
-def _plurals(dice: random.Random) -> Pair:
+def _plurals(dice: random.Random, _: int) -> Pair:
     nouns = dice.sample(REGULAR_NOUNS, 8)
     return ", ".join(nouns), list(map(plural, nouns))
 
 
-def _records(dice: random.Random) -> Pair:
+def _records(dice: random.Random, _: int) -> Pair:
     people = [(dice.choice(NAMES), dice.randrange(13, 98), dice.choice(CITIES)) for _ in range(3)]
     said = " ".join(f"{name} is {age} and lives in {city}." for name, age, city in people)
     return said, [f"{name};{age};{city}" for name, age, city in people]
 
 
 # By stratum: how an item is made, what the model is told, and what it is shown.
-_STRATA: Final[dict[str, tuple[Callable[[random.Random], Pair], str, list[list[str]]]]] = {
+_STRATA: Final[dict[str, tuple[Callable[[random.Random, int], Pair], str, list[list[str]]]]] = {
     "copy": (_copy, "Repeat the words.", [["blue stone cat", "blue stone cat"]]),
     "commas": (
         _commas,
@@ -90,13 +90,6 @@ def _stratum(name: str) -> str:
     return f"\n[[strata]]\n{lines}options = {{ graded = true, case = true }}\n"
 
 
-def _rows(name: str) -> list[dict[str, Any]]:
-    def make(dice: random.Random, _: int) -> tuple[str, str]:
-        asked, parts = _STRATA[name][0](dice)
-        return asked, json.dumps(parts)
-
-    pairs = distinct(make, ITEMS, random.Random(f"long-answers/{name}"), ())
-    return [
-        {"id": f"{name}-{number:03}", "prompt": prompt, "reference": json.loads(parts)}
-        for number, (prompt, parts) in enumerate(pairs, 1)
-    ]
+def _rows(name: str) -> list[Row]:
+    pairs = distinct(_STRATA[name][0], ITEMS, random.Random(f"long-answers/{name}"), ())
+    return [{"id": f"{name}-{number:03}", **row(*pair)} for number, pair in enumerate(pairs, 1)]

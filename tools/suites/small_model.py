@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Collection, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from suites import further_words
 from suites.words import (
@@ -28,6 +28,7 @@ from suites.words import (
 )
 
 Row = dict[str, Any]
+_Answer = TypeVar("_Answer")
 ITEMS = 300
 NUMBERS = [number for number in range(13, 98) if number % 10]
 
@@ -288,10 +289,10 @@ def row(prompt: str, reference: Any) -> Row:
 
 
 def distinct(
-    make: Callable[[random.Random, int], tuple[str, str]], count: int, dice: random.Random, taken: Collection[str]
-) -> list[tuple[str, str]]:
+    make: Callable[[random.Random, int], tuple[str, _Answer]], count: int, dice: random.Random, taken: Collection[str]
+) -> list[tuple[str, _Answer]]:
     """As many pairs with prompts that differ, none of them taken; `make` is told how many there are already."""
-    found: dict[str, str] = {}
+    found: dict[str, _Answer] = {}
     while len(found) < count:
         prompt, reference = make(dice, len(found))
         if prompt not in taken:

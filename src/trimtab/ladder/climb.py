@@ -33,7 +33,7 @@ _READY_S: Final = 600.0  # the first start fetches weights
 _MODELS_S: Final = 180.0  # the semantic cache's
 _ANSWER_S: Final = 600.0
 _ANSWER_BYTES: Final = 16 << 20
-_TRIED: Final = 12  # prompts, each asked with and without speculation
+_TRIED: Final = 12  # prompts, each asked in every way to speculate
 _WARM_UP, _ASKED = "ladder-warm-up", "ladder"
 _T = TypeVar("_T")
 
@@ -168,7 +168,7 @@ class Climber:
     async def _tried(self, rung: str, now: Setup, longest: int) -> Setup | str:
         if rung == setup.SPECULATION:
             ways = (*setup.ALONE, *self._shared)
-            return await self._speculation(now, ways, self._different(_TRIED), self._workload.name)
+            return await self._speculation(now, ways, self._different()[:_TRIED], self._workload.name)
         return setup.with_rung(rung, now, self._terms, self._folder, longest)
 
     async def _measure_capacity(self, baseline: Setup) -> Capacity:
@@ -188,12 +188,12 @@ class Climber:
             raise GatewayFailed(f"the baseline answered nothing: {timings[0].error if timings else 'no requests'}")
         return _kept(file, Capacity(per_s, sum(timing.ok for timing in timings)))
 
-    def _different(self, most: int) -> list[Call]:
+    def _different(self) -> list[Call]:
         """The first requests that are not the same to the byte, to be sent at any time."""
         first: dict[bytes, Call] = {}
         for call in self._workload.calls(setup.MODEL, 1.0):
             first.setdefault(call.body, call)
-        return list(first.values())[:most]
+        return list(first.values())
 
     async def _run(self, name: str, chosen: Setup) -> Run:
         """Measure a step, or read what was measured of it under the same settings."""

@@ -91,7 +91,8 @@ def baseline(terms: Terms) -> Setup:
 def with_rung(rung: str, setup: Setup, terms: Terms, folder: Path, longest: int) -> Setup | str:
     """The setup with one lever more, or why it may not be tried. `folder` is for a configuration to be read.
 
-    `longest` is the most tokens that a request may take, prompt and answer together.
+    `longest` is the most tokens that a request may take, prompt and answer together. Speculation, which has several
+    ways, is `speculating`'s.
     """
     change = msgspec.structs.replace
     if rung == EXACT:
