@@ -24,12 +24,12 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
+from gate_quants import trimtab
 from trimtab.engines.llama_cpp import Config
 from trimtab.engines.llama_cpp.weights import weights
-from trimtab.wheels import cache_dir, unwound_by_sigterm
+from trimtab.wheels import cache_dir
 
 HERE = Path(__file__).resolve().parent
-TRIMTAB = Path(sys.executable).with_name("trimtab")
 VERDICTS: dict[str, tuple[str, tuple[str | int, ...]]] = {  # by lever: a file, and where in it
     "quantization": ("gate-q8_0-new-sample-2026-11-22.json", ("verdicts", 0)),
     "semantic cache": ("gate-semantic-085-support-2026-11-22.json", ()),
@@ -72,7 +72,7 @@ def climbed(workload: str, seed: int, options: argparse.Namespace) -> dict[str, 
     """One ladder; ends the program if it was interrupted."""
     name = f"{workload}-{seed}" + ("-vllm" if options.vllm else "")
     folder = HERE.parent / ".bench" / "ladder"
-    command = [str(TRIMTAB), "bench", "levers", "--json", "--workload", workload, "--seed", str(seed)]
+    command = ["bench", "levers", "--json", "--workload", workload, "--seed", str(seed)]
     command += ["--out", str(folder / name), "--html", str(folder / f"{name}.html")]
     folder.mkdir(parents=True, exist_ok=True)
     for lever in VERDICTS:
@@ -84,8 +84,7 @@ def climbed(workload: str, seed: int, options: argparse.Namespace) -> dict[str, 
         command += ["--gpu-memory", "0.3"]  # a CPU build takes it of the machine's memory
     if options.requests:
         command += ["--requests", str(options.requests)]
-    with unwound_by_sigterm():  # a ladder does not go on without its starter
-        ran = subprocess.run(command, stdout=subprocess.PIPE, check=False)
+    ran = trimtab(*command)
     if ran.returncode:
         sys.exit(ran.returncode)
     found: dict[str, Any] = json.loads(ran.stdout)
