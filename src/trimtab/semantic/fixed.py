@@ -30,7 +30,7 @@ class Fixed:
         self.threshold = threshold
         self.requests = self.hits = self.audits = self.audited_wrong = self.alarms = 0
         self.limit = 1.0
-        self._random = np.random.default_rng(terms.seed)
+        self._asked = 0  # audits
 
     @property
     def wrong_estimate(self) -> float:
@@ -42,7 +42,18 @@ class Fixed:
         self.requests += 1
         hit = values is not None and bool(values[_COSINE] >= self.threshold)
         self.hits += hit
-        return Ruling(hit, 1.0, hit and bool(self._random.random() < self.terms.audit))
+        audit = hit and self._asked < self._due()
+        self._asked += audit
+        return Ruling(hit, 1.0, audit)
+
+    def _due(self) -> int:
+        """How many of the hits so far to audit: one of every 1 / `audit`, at a random place among them.
+
+        A draw for each hit audited a quarter of the first twenty at 5%, and again after every restart.
+        """
+        stretch, part = divmod(self.hits * self.terms.audit, 1)
+        place = np.random.default_rng((self.terms.seed, int(stretch))).random()
+        return int(stretch) + bool(part > place)
 
     def label(self, values: Floats, ruling: Ruling, wrong: bool) -> None:
         """Count an audited hit."""
@@ -62,3 +73,4 @@ class Fixed:
             raise ValueError(str(error)) from error
         self.requests, self.hits, self.audits = state.requests, state.hits, state.audits
         self.audited_wrong = state.audited_wrong
+        self._asked = self._due()
