@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from trimtab.engines.llama_cpp.server import reserve_port, serve
 from trimtab.engines.llama_cpp.settings import HOST, Config
 from trimtab.errors import ConfigError, UpstreamError
+from trimtab.orphans import death_signal
 
 _ANSWER_S = 120.0
 
@@ -60,6 +61,7 @@ def served(config: Config) -> Iterator[Ask]:
 
 
 def _serve(config: Config, port: int, ready: Callable[[], None]) -> None:
+    death_signal()()  # a program that is killed ends nothing
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the program that asks; it ends this one
     try:
         serve(config, Path(config.model), port, ready)
