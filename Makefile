@@ -63,7 +63,7 @@ bench-speculation: $(VENV)/.dev ## guessing tokens by n-grams: where it pays, wh
 bench-quantization: $(VENV)/.dev ## the embedded model in several types: sizes, and how often they agree with its F16 (three minutes)
 	@$(BIN)/python bench/quantization.py
 
-bench-engine-settings: $(VENV)/.dev ## weights in huge pages, no flash attention, an engine for each core (ten minutes)
+bench-engine-settings: $(VENV)/.dev ## weights in huge pages, no flash attention, an engine for each core (some twenty minutes)
 	@$(BIN)/python bench/engine_settings.py
 
 bench-traces: $(VENV)/.dev ## replay four real traces against the embedded model: is every length right (ten minutes)

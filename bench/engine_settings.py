@@ -48,7 +48,7 @@ SETTINGS: dict[str, tuple[dict[str, bool], dict[str, bool]]] = {  # without and 
 }
 CORES = 2
 CLIENTS = (1, 2, 8)
-WAVES = 16  # prompts, a multiple of the clients: at the end none waits for the others
+ASKED = 16  # prompts, a multiple of the clients: at the end none waits for the others
 
 
 def main() -> int:
@@ -160,7 +160,7 @@ def rate(engines: list[Ask], clients: int) -> float:
 
     began = time.monotonic()
     with ThreadPoolExecutor(clients) as pool:
-        count = sum(pool.map(answered, (*PROMPTS, *PROMPTS)[:WAVES]))
+        count = sum(pool.map(answered, (*PROMPTS, *PROMPTS)[:ASKED]))
     return count / (time.monotonic() - began)
 
 

@@ -18,6 +18,8 @@ from typing import Any
 import pytest
 from gateway_process import TRIMTAB, Gateway
 
+from processes import is_alive
+
 STAND_IN = Path(__file__).with_name("stand_in_engine.py")
 BIG = f'[engines.big]\nkind = "vllm"\nmodel = "acme/m"\ncommand = ["{sys.executable}", "{STAND_IN}", "serve"]\n'
 SMALL = """[engines.small]
@@ -86,13 +88,6 @@ def asked(url: str) -> int:
     request = urllib.request.Request(f"{url}/v1/chat/completions", b"{}", {"content-type": "application/json"})
     with urllib.request.urlopen(request, timeout=30) as reply:
         return int(json.loads(reply.read())["choices"][0]["message"]["content"])
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False
 
 
 def test_a_detached_engine_lives_until_it_is_stopped(engines: Engines) -> None:

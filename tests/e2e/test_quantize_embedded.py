@@ -7,12 +7,13 @@ import os
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from gateway_process import TRIMTAB, MakeGateway, new_id
+from upstream import wait_until
 
+from processes import is_alive
 from trimtab import wheels
 from trimtab.engines.llama_cpp import BUILT_IN, Config
 from trimtab.engines.llama_cpp.alone import served
@@ -108,15 +109,4 @@ def test_the_engine_of_a_killed_program_ends_with_it(tmp_path: Path) -> None:
         assert running.stdout is not None
         engine = int(running.stdout.readline())
         running.kill()
-    deadline = time.monotonic() + 30
-    while runs(engine):
-        assert time.monotonic() < deadline, "the engine runs on"
-        time.sleep(0.05)
-
-
-def runs(pid: int) -> bool:
-    """Whether a process is there and not just unreaped."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
+    wait_until(lambda: not is_alive(engine), 30.0, "the engine's end")

@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 from scripted_gateway import response, stream
 
+from processes import is_alive
 from trimtab.cli import demo as command
 from trimtab.cli.demo_report import Comparison, print_report
 from trimtab.ledger import settle
@@ -43,13 +44,6 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def wait_until(condition: Any, within_s: float = 20.0) -> None:
@@ -330,7 +324,7 @@ class TestGatewayProcess:
         finally:
             process.stop()
         assert "local: loading" in said
-        assert not alive(pid)
+        assert not is_alive(pid)
         assert "scripted gateway listens" in (tmp_path / "serve.log").read_text()
 
     async def test_one_that_dies_shows_its_last_lines(self, tmp_path: Path) -> None:
@@ -355,7 +349,7 @@ class TestGatewayProcess:
         await process.wait_ready(30, lambda said: None)
         pid = process.pid
         process.stop(grace_s=0.2)
-        assert not alive(pid)
+        assert not is_alive(pid)
         process.stop()  # again does nothing
 
     @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="prctl is Linux only")
@@ -372,7 +366,7 @@ class TestGatewayProcess:
         process.kill()
         process.wait()
         process.stdout.close()
-        wait_until(lambda: not alive(pid))
+        wait_until(lambda: not is_alive(pid))
 
 
 def test_contention_counts_others_and_not_ourselves() -> None:

@@ -61,7 +61,7 @@ def served(config: Config) -> Iterator[Ask]:
 
 
 def _serve(config: Config, port: int, ready: Callable[[], None]) -> None:
-    death_signal()()  # a program that is killed ends nothing
+    death_signal()()  # a program that is killed does not come to end this one
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the program that asks; it ends this one
     try:
         serve(config, Path(config.model), port, ready)
